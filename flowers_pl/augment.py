@@ -1,0 +1,123 @@
+"""The training augmentation: one draw per photo, a function of (seed, epoch, photo) alone.
+
+Keras's `ImageDataGenerator` as the original notebook set it, with the brightness that the notebook left out. torchvision's v2
+transforms draw one set of parameters for a whole batch (pytorch/vision#8484), so a batch is warped here by one `grid_sample`, each
+photo with a matrix of its own; `padding_mode="border"` repeats the edge, which is Keras's `fill_mode="nearest"`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+DRAWS = 7  # uniform numbers a photo
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a training photo may be changed.
+
+    Args:
+        rotation: at most so many degrees, each way.
+        shift: at most this share of the width and, drawn apart, of the height, each way.
+        zoom: each axis is scaled by 1 - zoom to 1 + zoom, drawn apart.
+        brightness: colours are multiplied by 1 - brightness to 1 + brightness.
+        flip: mirror half of the photos left to right.
+    """
+
+    rotation: float = 25.0
+    shift: float = 0.1
+    zoom: float = 0.15
+    brightness: float = 0.2
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.zoom < 1:
+            raise ValueError(f"zoom must be at least 0 and less than 1, not {self.zoom}")
+        if not 0 <= self.brightness <= 1:
+            raise ValueError(f"brightness must be from 0 to 1, not {self.brightness}")
+        if self.rotation < 0 or self.shift < 0:
+            raise ValueError(f"rotation and shift must not be negative: {self.rotation}, {self.shift}")
+
+
+class EpochDraws(NamedTuple):
+    """All that chance decides in one epoch.
+
+    Args:
+        order: int64 (photos,), the order in which photos are shown.
+        uniform: float32 (photos, DRAWS) in [0, 1), for `augment`.
+        keys: int64 (photos,), for the dropout.
+    """
+
+    order: np.ndarray
+    uniform: np.ndarray
+    keys: np.ndarray
+
+
+def epoch_draws(seed: int, epoch: int, photos: int) -> EpochDraws:
+    """Draw for one epoch: row i of `uniform` and `keys` is a function of (seed, epoch, i) and of nothing else.
+
+    Philox is counter-based (Salmon et al. 2011), so each of the three has a stream of its own, and numbers do not depend on how
+    many photos there are.
+    """
+    streams = [np.random.Philox(key=[seed % 2**64, (epoch << 2) | stream]) for stream in range(3)]
+    return EpochDraws(
+        order=np.argsort(streams[0].random_raw(photos), kind="stable"),
+        uniform=(streams[1].random_raw(photos * DRAWS) >> np.uint64(40)).astype(np.float32).reshape(photos, DRAWS)
+        / np.float32(2**24),
+        keys=streams[2].random_raw(photos).view(np.int64),
+    )
+
+
+def augment(photos: Tensor, uniform: Tensor, how: Augmentation) -> Tensor:
+    """Rotate, shift, zoom, flip and light each photo by its own draw.
+
+    Args:
+        photos: (N, 3, H, W), values 0 to 255, uint8 or float.
+        uniform: float (N, DRAWS) in [0, 1): rotation, shift right, shift down, zoom across, zoom down, flip, brightness.
+        how: the ranges.
+
+    Returns:
+        float32 (N, 3, H, W), values 0 to 255, not rounded.
+    """
+    pixels = photos.to(torch.float32, memory_format=torch.contiguous_format)
+    if len(pixels) == 0:
+        return pixels
+    grid = F.affine_grid(matrices(uniform, how, pixels.shape[-2:]), list(pixels.shape), align_corners=False)
+    warped = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    light = 1 + how.brightness * (2 * uniform[:, 6] - 1)
+    return (warped * light[:, None, None, None]).clamp_(0, 255)
+
+
+def matrices(uniform: Tensor, how: Augmentation, size: tuple[int, ...]) -> Tensor:
+    """The matrix of each photo, from places in the new photo to places in the old one, as `affine_grid` wants them.
+
+    Keras's order: a place is flipped, zoomed, shifted, then rotated about the middle; all in pixels, so that a rotation
+    stays one when a photo is not square.
+
+    Args:
+        uniform: as in `augment`.
+        how: the ranges.
+        size: height and width in pixels.
+
+    Returns:
+        float32 (N, 2, 3) for coordinates from -1 to 1.
+    """
+    height, width = size
+    signed = 2 * uniform[:, :5] - 1
+    angle = torch.deg2rad(signed[:, 0] * how.rotation)
+    right, down = signed[:, 1] * how.shift * width, signed[:, 2] * how.shift * height
+    zoom_x, zoom_y = 1 + signed[:, 3] * how.zoom, 1 + signed[:, 4] * how.zoom
+    flip = torch.where(uniform[:, 5] < 0.5, -1.0, 1.0) if how.flip else torch.ones_like(angle)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    rotate = torch.stack([cos, -sin, cos * right - sin * down, sin, cos, sin * right + cos * down], 1).view(-1, 2, 3)
+    rotate[:, :, 0] *= (zoom_x * flip)[:, None]
+    rotate[:, :, 1] *= zoom_y[:, None]
+    in_pixels = torch.tensor([width / 2, height / 2], device=uniform.device)
+    scale = torch.cat([in_pixels[None, :] / in_pixels[:, None], 1 / in_pixels[:, None]], 1)
+    return rotate * scale

@@ -1,0 +1,166 @@
+"""Which photos stand in which batch, and the batches themselves.
+
+A sampler item is a whole batch, with its epoch in it, so that what a batch holds depends neither on the worker that makes it nor on
+what the worker made before. `batch_size` is the global one: of each batch a rank takes every `ranks`-th photo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from flowers_pl.augment import EpochDraws, epoch_draws
+from flowers_pl.cache import DecodedPhotos
+from flowers_pl.decode import UnreadablePhoto, load_photo
+
+
+class Batch(NamedTuple):
+    """N photos of one rank.
+
+    Args:
+        photos: (N, 3, size, size), RGB, values 0 to 255: uint8, or float32 once augmented.
+        labels: int64 (N,); -1 where no label is known.
+        rows: int64 (N,): which photos of their list these are.
+        total: photos in this batch on all ranks together.
+        uniform: float32 (N, augment.DRAWS) in training, else None.
+        keys: int64 (N,) in training, for the dropout, else None.
+        unreadable: (row, reason) of photos that should stand here.
+    """
+
+    photos: Tensor
+    labels: Tensor
+    rows: Tensor
+    total: int
+    uniform: Tensor | None = None
+    keys: Tensor | None = None
+    unreadable: Sequence[tuple[int, str]] = ()
+
+
+class BatchKey(NamedTuple):
+    """What a batch is made from.
+
+    Args:
+        epoch: decides the draws.
+        rows: int64 (N,), this rank's photos.
+        total: photos on all ranks together.
+    """
+
+    epoch: int
+    rows: np.ndarray
+    total: int
+
+
+class BatchSampler(Sampler[BatchKey]):
+    """The batches of one rank in one epoch; a short last batch is kept.
+
+    Args:
+        photos: how many there are.
+        batch_size: photos of a batch on all ranks together.
+        rank: this rank.
+        ranks: how many there are.
+        seed: of the order; None for the photos' own order.
+        position: tells the epoch and the batch to start with, when iteration starts (for a resume inside an epoch).
+    """
+
+    def __init__(
+        self,
+        photos: int,
+        batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
+        seed: int | None = None,
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    ) -> None:
+        self.photos, self.batch_size, self.rank, self.ranks = photos, batch_size, rank, ranks
+        self.seed, self.position = seed, position
+
+    def __len__(self) -> int:
+        return -(-self.photos // self.batch_size)
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        epoch, first = self.position()
+        order = np.arange(self.photos) if self.seed is None else epoch_draws(self.seed, epoch, self.photos).order
+        for start in range(first * self.batch_size, self.photos, self.batch_size):
+            rows = order[start : start + self.batch_size]
+            yield BatchKey(epoch, rows[self.rank :: self.ranks], len(rows))
+
+
+class CachedPhotos(Dataset[Batch]):
+    """Batches of decoded photos.
+
+    Args:
+        decoded: all decoded photos.
+        rows: int64 (N,): the rows of `decoded.pixels` that take part.
+        labels: int64 (N,): their classes.
+        seed: of augmentation and dropout; None for validation, which has neither.
+    """
+
+    def __init__(self, decoded: DecodedPhotos, rows: np.ndarray, labels: np.ndarray, seed: int | None = None) -> None:
+        self.pixels, self.rows, self.labels, self.seed = decoded.pixels, rows, labels, seed
+        self._draws: tuple[int, EpochDraws] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: BatchKey) -> Batch:
+        batch = Batch(
+            photos=self.read(key.rows),
+            labels=torch.from_numpy(self.labels[key.rows]),
+            rows=torch.from_numpy(key.rows),
+            total=key.total,
+        )
+        if self.seed is None:
+            return batch
+        draws = self._of_epoch(self.seed, key.epoch)
+        return batch._replace(
+            uniform=torch.from_numpy(draws.uniform[key.rows]), keys=torch.from_numpy(draws.keys[key.rows])
+        )
+
+    def read(self, places: np.ndarray) -> Tensor:
+        """Photos by their place among those that take part: uint8 (N, 3, size, size), channels last in memory."""
+        return torch.from_numpy(np.asarray(self.pixels[self.rows[places]])).permute(0, 3, 1, 2)
+
+    def _of_epoch(self, seed: int, epoch: int) -> EpochDraws:
+        if self._draws is None or self._draws[0] != epoch:
+            self._draws = (epoch, epoch_draws(seed, epoch, len(self)))
+        return self._draws[1]
+
+
+class PhotoFiles(Dataset[Batch]):
+    """Batches of photos read from their files.
+
+    Args:
+        root: the folder.
+        paths: of the photos, relative to it.
+        size: pixels a side.
+        labels: int64 (photos,), where they are known.
+    """
+
+    def __init__(self, root: Path, paths: Sequence[str], size: int, labels: np.ndarray | None = None) -> None:
+        self.root, self.paths, self.size = root, paths, size
+        self.labels = np.full(len(paths), -1) if labels is None else labels
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: BatchKey) -> Batch:
+        photos, rows, unreadable = [], [], []
+        for row in key.rows.tolist():
+            try:
+                photos.append(load_photo(self.root / self.paths[row], self.size))
+                rows.append(row)
+            except UnreadablePhoto as reason:
+                unreadable.append((row, str(reason)))
+        return Batch(
+            photos=torch.stack(photos) if photos else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8),
+            labels=torch.from_numpy(self.labels[rows]),
+            rows=torch.tensor(rows, dtype=torch.int64),
+            total=key.total,
+            unreadable=unreadable,
+        )

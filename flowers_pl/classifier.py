@@ -1,0 +1,294 @@
+"""FlowerClassifier, the LightningModule: thin around `mobilenet.FlowerNet`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision, MulticlassRecall
+
+from flowers_pl import checkpointing
+from flowers_pl.batches import Batch
+from flowers_pl.decode import UnreadablePhoto, load_photo
+from flowers_pl.errors import FlowersError
+from flowers_pl.mobilenet import IMAGENET_MEAN, IMAGENET_STD, FlowerNet, TopLayers, start_from_nothing
+from flowers_pl.weights import load_weights
+
+log = logging.getLogger(__name__)
+JUDGED = ("train", "val", "test")
+MEASURED = 256  # photos that batch-norm statistics are measured on, with weights: null
+
+
+@dataclass
+class Stage:
+    """Where training stands.
+
+    Args:
+        number: 1 while the backbone is frozen, 2 once its top layers are trained.
+        layers: how many layers of the backbone are trained, as Keras counts them, or "all".
+        first_epoch: the epoch in which the stage began.
+        last: whether no other stage follows.
+        ended: whether it is over: by its number of epochs or by early stopping.
+    """
+
+    number: int = 1
+    layers: TopLayers = 0
+    first_epoch: int = 0
+    last: bool = True
+    ended: bool = False
+
+
+class Prediction(NamedTuple):
+    """What is predicted for a batch.
+
+    Args:
+        rows: int64 (N,): which photos of the list these are.
+        probabilities: float (N, classes).
+        unreadable: (row, reason) of photos of the batch that could not be read.
+    """
+
+    rows: Tensor
+    probabilities: Tensor
+    unreadable: Sequence[tuple[int, str]]
+
+
+class FlowerClassifier(L.LightningModule):
+    """MobileNetV2 with a new head, trained in stages.
+
+    The network is built once the classes are known: from the data in `fit`, from the checkpoint elsewhere.
+
+    Args:
+        weights: what the backbone starts from: the name of torchvision weights (downloaded by torchvision), a path to a state_dict, or
+            null for none.
+        dropout: share of the pooled features dropped in training.
+        head_lr: Adam's learning rate in stage 1, where the head alone is trained.
+        top_lr: Adam's learning rate in stage 2, for the head and the top layers.
+        seed: of the head's first weights.
+    """
+
+    network: FlowerNet
+
+    def __init__(
+        self,
+        weights: str | None = "IMAGENET1K_V1",
+        dropout: float = 0.3,
+        head_lr: float = 1e-3,
+        top_lr: float = 1e-4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if not 0 <= dropout < 1:
+            raise FlowersError(f"--model.dropout must be at least 0 and less than 1, not {dropout}.")
+        if min(head_lr, top_lr) <= 0:
+            raise FlowersError(f"--model.head_lr and --model.top_lr must be more than 0, not {head_lr} and {top_lr}.")
+        self.weights, self.dropout, self.head_lr, self.top_lr, self.seed = weights, dropout, head_lr, top_lr, seed
+        self.stage = Stage()
+        self.classes: list[str] = []
+        self.image_size = 0
+        self.unreadable: list[tuple[int, str]] = []
+        self._restored = False
+
+    # ---------------------------------------------------------------- the network
+
+    def build(
+        self,
+        classes: list[str],
+        image_size: int,
+        mean: Iterable[float] = IMAGENET_MEAN,
+        std: Iterable[float] = IMAGENET_STD,
+    ) -> None:
+        """Build the network, all frozen but the head; its first weights are a function of `seed`."""
+        self.classes, self.image_size = list(classes), image_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.network = FlowerNet(len(classes), self.dropout, mean, std)
+        self.network.train_top_layers(self.stage.layers)
+        metrics = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(len(classes), average="micro", validate_args=False),
+                "precision": MulticlassPrecision(len(classes), average="macro", validate_args=False),
+                "recall": MulticlassRecall(len(classes), average="macro", validate_args=False),
+                "f1": MulticlassF1Score(len(classes), average="macro", validate_args=False),
+            }
+        )
+        self.metrics = nn.ModuleDict({f"{name}_metrics": metrics.clone(prefix=f"{name}_") for name in JUDGED})
+        self.losses = nn.ModuleDict({f"{name}_loss": MeanMetric(nan_strategy="disable") for name in JUDGED})
+
+    def enter_stage(self, stage: Stage) -> None:
+        """Freeze and unfreeze as the stage says; the caller sees to the optimizer."""
+        self.stage = stage
+        if self.classes:
+            self.network.train_top_layers(stage.layers)
+
+    def setup(self, stage: str) -> None:
+        """Build the network for the classes of the data, where no checkpoint has built it."""
+        if not self.classes:
+            data = self.trainer.datamodule
+            self.build(data.classes, data.image_size)
+
+    def on_fit_start(self) -> None:
+        """Read the starting weights, on one rank, and hand them to the others; not where a checkpoint is resumed."""
+        if self._restored:
+            return
+        if self.trainer.is_global_zero:
+            self._start()
+        state = self.trainer.strategy.broadcast(self.network.state_dict())
+        self.network.load_state_dict(state)
+
+    def _start(self) -> None:
+        if self.weights is not None:
+            load_weights(self.network.backbone, self.weights)
+            return
+        log.info("No weights are given: batch-norm statistics are measured on %d training photos, then frozen.", MEASURED)
+        photos = self.trainer.datamodule.train_photos
+        generator = torch.Generator().manual_seed(self.seed)
+        sample = torch.randperm(len(photos), generator=generator)[:MEASURED].sort().values
+        start_from_nothing(self.network, photos.read(sample.numpy()).to(self.device))
+
+    # ---------------------------------------------------------------- training
+
+    def forward(self, photos: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Logits, float (N, classes), of photos, (N, 3, size, size), RGB, values 0 to 255, uint8 or float."""
+        return self.network(photos, keys)
+
+    def _shared_step(self, batch: Batch, name: str) -> Tensor:
+        """The loss summed over this rank's photos.
+
+        What is logged are torchmetrics objects: unlike `self.log(..., sync_dist=True)` they are exact on any number of ranks.
+        """
+        logits = self(batch.photos, batch.keys)
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+        if len(batch.labels):
+            self.losses[f"{name}_loss"].update(loss.detach() / len(batch.labels), len(batch.labels))
+            self.metrics[f"{name}_metrics"].update(logits.detach(), batch.labels)
+        return loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss whose gradient, averaged over the ranks as DDP does, is that of the mean over the whole batch."""
+        return self._shared_step(batch, "train") * (self.trainer.world_size / batch.total)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Judge photos of the validation side."""
+        self._shared_step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Judge photos of the test folder, or of the validation side."""
+        self.unreadable += batch.unreadable
+        self._shared_step(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
+        """Probabilities of a batch's photos."""
+        return Prediction(batch.rows, self(batch.photos).softmax(1), batch.unreadable)
+
+    def on_train_epoch_end(self) -> None:
+        """Log what describes the epoch as a whole."""
+        self._log_metrics("train")
+        self.log("stage", float(self.stage.number))
+        for group in self.trainer.optimizers[0].param_groups:
+            self.log(f"lr_{group['name']}", group["lr"])
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _log_metrics(self, name: str) -> None:
+        """Log and reset; a finished model that is judged is no point of a training curve, so the loggers do not get that."""
+        curve = self.trainer.state.fn == TrainerFn.FITTING
+        shown = (f"{name}_loss", f"{name}_accuracy")
+        for key, value in {shown[0]: self.losses[f"{name}_loss"].compute(), **self.metrics[f"{name}_metrics"].compute()}.items():
+            self.log(key, value, logger=curve, prog_bar=curve and key in shown)
+        self.losses[f"{name}_loss"].reset()
+        self.metrics[f"{name}_metrics"].reset()
+
+    @property
+    def learning_rate(self) -> float:
+        """Adam's rate in this stage."""
+        return self.head_lr if self.stage.number == 1 else self.top_lr
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam for what this stage trains; head and top layers are groups of their own."""
+        parts = {"head": self.network.head, "top": self.network.backbone}
+        groups = [
+            {"name": name, "params": [weight for weight in part.parameters() if weight.requires_grad]}
+            for name, part in parts.items()
+        ]
+        return torch.optim.Adam([group for group in groups if group["params"]], lr=self.learning_rate)
+
+    # ---------------------------------------------------------------- one photo
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FlowerClassifier:
+        """A trained model from a checkpoint, in evaluation mode; needs neither photos nor weights, and executes nothing.
+
+        Raises:
+            FlowersError: there is no such file, or it is not a checkpoint of this project.
+        """
+        checkpoint = checkpointing.read_checkpoint(path)
+        try:
+            model = cls(**checkpoint["hyper_parameters"])
+            model.on_load_checkpoint(checkpoint)
+            model.load_state_dict(checkpoint["state_dict"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise FlowersError(
+                f"--ckpt_path: {str(path)!r} was written by another version of flowers_pl, or changed since ({error});"
+                " use the version that wrote it."
+            ) from error
+        return model.eval()
+
+    @torch.inference_mode()
+    def classify(self, path: str | os.PathLike[str]) -> dict[str, float]:
+        """The probability of each class for one photo, the likeliest first.
+
+        Raises:
+            FlowersError: the photo cannot be read.
+        """
+        try:
+            photo = load_photo(path, self.image_size)
+        except UnreadablePhoto as reason:
+            raise FlowersError(f"{str(path)!r} cannot be read: {reason}.") from reason
+        probabilities = self.eval()(photo[None].to(self.device)).softmax(1)[0].tolist()
+        return dict(sorted(zip(self.classes, probabilities, strict=True), key=lambda item: -item[1]))
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put all that the model needs beside its weights under a key of our own, in plain types."""
+        checkpoint[checkpointing.KEY] = {
+            "version": 1,
+            "classes": self.classes,
+            "image_size": self.image_size,
+            "mean": self.network.mean.flatten().tolist(),
+            "std": self.network.std.flatten().tolist(),
+            "stage": asdict(self.stage),
+            "data": self.trainer.datamodule.settings() if getattr(self.trainer, "datamodule", None) else {},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the network that the checkpoint is for, and enter the stage that it was saved in.
+
+        Raises:
+            FlowersError: the data have other classes or another image size.
+        """
+        ours = checkpoint[checkpointing.KEY]
+        for name, mine in (("classes", self.classes), ("image_size", self.image_size)):
+            if self.classes and mine != ours[name]:
+                raise FlowersError(
+                    f"--ckpt_path: the checkpoint was trained with {name} {ours[name]}, the data have {mine}; resume on"
+                    " the data that it was trained on, or start a new run."
+                )
+        if not self.classes:
+            self.build(ours["classes"], ours["image_size"], ours["mean"], ours["std"])
+        self.enter_stage(Stage(**ours["stage"]))
+        self._restored = True

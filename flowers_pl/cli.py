@@ -1,0 +1,291 @@
+"""The command line: LightningCLI with the recipe in its defaults."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from flowers_pl.checkpointing import KEY, AtomicCheckpointIO, RunCheckpoints, newest_best, read_checkpoint
+from flowers_pl.classifier import FlowerClassifier
+from flowers_pl.datamodule import FlowersDataModule
+from flowers_pl.errors import FlowersError
+from flowers_pl.finetune import StageEarlyStopping, UnfreezeTopLayers
+from flowers_pl.predictions import prediction_rows, prediction_table, write_predictions
+from flowers_pl.tracking import METRICS, SPLIT, DataFiles, EpochTable, Throughput
+from flowers_pl.weights import check_weights
+
+log = logging.getLogger("flowers_pl")
+RUNS = Path("checkpoints")
+RUN_NAME = "FLOWERS_PL_RUN_NAME"  # hands the run's name on to the processes that Lightning starts for the other ranks
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: without the program's name; None for those of this process.
+
+    Returns:
+        The exit code: 0, or 1 after a mistake that the user can mend, which is then told in one sentence.
+    """
+    _quieten()
+    try:
+        FlowersCLI(sys.argv[1:] if args is None else list(args))
+    except FlowersError as error:
+        print(f"flowers_pl: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+class OneLineParser(LightningArgumentParser):
+    """A parser whose errors are one sentence, without a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        raise FlowersError(f"{' '.join(message.split())} (see 'python -m flowers_pl --help')") from ex
+
+
+class FlowersCLI(LightningCLI):
+    """fit, validate, test and predict.
+
+    `fit` has all settings. The others take the model's from its checkpoint, and the data's too, where the command line does not say
+    otherwise.
+
+    Args:
+        args: the command line, without the program's name.
+    """
+
+    trainer: Trainer
+    datamodule: FlowersDataModule
+    model: FlowerClassifier
+
+    def __init__(self, args: list[str]) -> None:
+        self._adding = ""
+        command = next((arg for arg in args if not arg.startswith("-")), "")
+        self._ckpt = None if {"-h", "--help"} & set(args) else _checkpoint_for(command, args)
+        settings = self._ckpt.parent / "config.yaml" if self._ckpt and command == "fit" else None
+        super().__init__(
+            FlowerClassifier,
+            FlowersDataModule,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "max_epochs": -1,
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,
+                "deterministic": "warn",
+                "enable_model_summary": False,
+            },
+            seed_everything_default=0,
+            parser_kwargs={
+                "prog": "python -m flowers_pl",
+                "description": "Transfer learning with MobileNetV2 on photos of flowers.",
+                **({"fit": {"default_config_files": [str(settings)]}} if settings else {}),
+            },
+            parser_class=OneLineParser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=args,
+        )
+
+    # ---------------------------------------------------------------- options
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The subcommands, and which arguments of the Trainer's methods are no options of theirs."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+            "validate": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
+            "test": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
+            "predict": {"model", "dataloaders", "datamodule", "weights_only", "return_predictions"},
+        }
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        self._adding = subcommand
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--seed_everything", type=int, default=0, help="Decides order, augmentation, dropout, the first head.")
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        if self._adding == "fit":
+            super().add_core_arguments_to_parser(parser)
+            return
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
+        parser.set_defaults({"trainer.devices": 1})
+        parser.add_lightning_class_args(FlowersDataModule, "data")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.link_arguments("seed_everything", "data.seed")
+        if self._adding == "fit":
+            parser.link_arguments("seed_everything", "model.seed")
+            parser.add_lightning_class_args(UnfreezeTopLayers, "unfreeze")
+            parser.add_lightning_class_args(StageEarlyStopping, "early_stopping")
+            parser.add_argument("--run_name", type=str | None, default=None, help="Name of the folder below checkpoints/.")
+        elif self._ckpt is not None:
+            parser.set_defaults({f"data.{name}": value for name, value in _data_of(self._ckpt).items()})
+
+    def _parse_ckpt_path(self) -> None:
+        """Settings of a checkpoint were taken before parsing, as defaults, so that the command line wins."""
+        given = self.config[self.config.subcommand].get("ckpt_path")
+        if given is not None and Path(given) != self._ckpt:
+            raise FlowersError("--ckpt_path must be given on the command line, not in a config file.")
+
+    # ---------------------------------------------------------------- making things
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand == "fit":
+            self._run = self._run_folder()
+            if self._ckpt is None:
+                check_weights(self.config.fit.model.weights)
+        else:
+            self.save_config_callback = None
+            assert self._ckpt is not None
+            self._run = self._ckpt.parent
+
+    def _run_folder(self) -> Path:
+        if self._ckpt is not None:
+            return self._ckpt.parent
+        started_by_lightning = "LOCAL_RANK" in os.environ
+        name = (started_by_lightning and os.environ.get(RUN_NAME)) or self.config.fit.run_name or time.strftime("%Y%m%d-%H%M%S")
+        if not started_by_lightning and (RUNS / name).exists():
+            raise FlowersError(
+                f"--run_name: {str(RUNS / name)!r} exists already; give another name, or resume with --ckpt_path"
+                f" {RUNS / name / 'last.ckpt'}."
+            )
+        os.environ[RUN_NAME] = name
+        return RUNS / name
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        given = self._get(self.config_init, "trainer")
+        if self.subcommand != "fit":
+            kwargs |= {"logger": False, "enable_checkpointing": False}
+        elif not given["fast_dev_run"]:
+            board = TensorBoardLogger(self._run.parent, self._run.name, version="", default_hp_metric=False)
+            kwargs |= {
+                "logger": [board, EpochTable(self._run / METRICS)],
+                "callbacks": [*(given["callbacks"] or []), Throughput(), DataFiles(self._run), RunCheckpoints(str(self._run))],
+                "plugins": [*(given["plugins"] or []), AtomicCheckpointIO()],
+            }
+        return super().instantiate_trainer(**kwargs)
+
+    # ---------------------------------------------------------------- subcommands
+
+    def fit(self, model: FlowerClassifier, **kwargs: Any) -> None:
+        """Train, then judge the validation side with the best weights."""
+        self.trainer.fit(model, datamodule=self.datamodule, ckpt_path=kwargs["ckpt_path"], weights_only=True)
+        best = next((one for one in self.trainer.checkpoint_callbacks if isinstance(one, RunCheckpoints)), None)
+        if best is None or best.best_epoch < 0:
+            return
+        metrics = self._judge(self.trainer.validate, model)
+        _log_settings(self.trainer, self.config.fit.as_dict(), metrics)
+        log.info("Best epoch: %d of %d. On the validation side, which chose it:", best.best_epoch + 1, self.trainer.current_epoch)
+        print(_lines(metrics))
+        log.info("Everything of this run lies in %s; 'tensorboard --logdir %s' shows it.", self._run, RUNS)
+
+    def validate(self, **kwargs: Any) -> None:
+        """Judge the validation side."""
+        model = self._load()
+        self._report("validate", self._judge(self.trainer.validate, model))
+
+    def test(self, **kwargs: Any) -> None:
+        """Judge the photos of --data.test_root, or else the validation side."""
+        model = self._load()
+        metrics = self._judge(self.trainer.test, model)
+        for row, reason in model.unreadable:
+            log.warning("Left out: %s %s.", self.datamodule.judged[row].path, reason)
+        self._report("test", metrics)
+
+    def _judge(self, how: Any, model: FlowerClassifier) -> dict[str, float]:
+        (metrics,) = how(model, datamodule=self.datamodule, verbose=False)
+        return {name: float(value) for name, value in metrics.items()}
+
+    def _report(self, name: str, metrics: dict[str, float]) -> None:
+        own = name == "test" and self.datamodule.test_root is not None
+        judged = f"photos of {self.datamodule.test_root}" if own else "validation photos; this side chose the checkpoint"
+        count = len(self.datamodule.judged)
+        print(f"{count} {judged}\n{_lines(metrics)}")
+        file = self._run / f"{name}.json"
+        file.write_text(json.dumps({"checkpoint": str(self._ckpt), "judged": judged, "photos": count, **metrics}, indent=2))
+        log.info("Written to %s.", file)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Write predictions.csv and show its first rows."""
+        model = self._load()
+        found = self.trainer.predict(model, datamodule=self.datamodule)
+        rows = prediction_rows(found, [photo.path for photo in self.datamodule.judged], model.classes)
+        file = self._run / "predictions.csv"
+        write_predictions(file, rows, model.classes)
+        print(*prediction_table(rows), sep="\n")
+        log.info("%d predictions written to %s.", len(rows), file)
+
+    def _load(self) -> FlowerClassifier:
+        assert self._ckpt is not None
+        log.info("Checkpoint: %s", self._ckpt)
+        return FlowerClassifier.load(self._ckpt)
+
+
+def _checkpoint_for(command: str, args: list[str]) -> Path | None:
+    """The checkpoint that a command line is about: the one it names, or for all but `fit` the newest."""
+    given = next((arg.partition("=")[2] for arg in args if arg.startswith("--ckpt_path=")), None)
+    if "--ckpt_path" in args[:-1]:
+        given = args[args.index("--ckpt_path") + 1]
+    if given in (None, "null") and command in ("validate", "test", "predict"):
+        return newest_best(RUNS)
+    if given in (None, "null"):
+        return None
+    read_checkpoint(given)
+    return Path(given)
+
+
+def _data_of(ckpt: Path) -> dict[str, Any]:
+    """The settings of the data that a checkpoint was trained on, with the very split, where it still lies beside it."""
+    data = read_checkpoint(ckpt)[KEY]["data"]
+    split = ckpt.parent / SPLIT
+    return data | ({"split": str(split)} if split.is_file() else {})
+
+
+def _lines(metrics: dict[str, float]) -> str:
+    """Metrics for the screen, a line each."""
+    return "\n".join(f"  {name.partition('_')[2]:<10} {value:.4f}" for name, value in metrics.items())
+
+
+def _log_settings(trainer: Trainer, settings: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Give TensorBoard the run's settings beside its result."""
+    chosen = {
+        f"{group}.{name}": str(value)
+        for group in ("model", "data", "unfreeze", "early_stopping")
+        for name, value in settings[group].items()
+    }
+    for board in trainer.loggers:
+        board.log_hyperparams(chosen, {f"best/{name}": value for name, value in metrics.items()})
+
+
+def _quieten() -> None:
+    """Say what this program says, and of what Lightning says only what its user can act on."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    log.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r".*LightningCLI's args parameter is intended.*",
+        r".*does not have many workers.*",
+        r".*isinstance\(treespec, LeafSpec\).* is deprecated.*",
+        r".*module\(s\) in eval mode at the start of training.*",
+        r".*It is recommended to use .*sync_dist=True.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*is smaller than the logging interval.*",
+        r".*ended before the epoch ended and your dataloader is not resumable.*",
+        r"The ``compute`` method of metric .* was called before the ``update`` method.*",
+    ):
+        warnings.filterwarnings("ignore", message)

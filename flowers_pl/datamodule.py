@@ -1,0 +1,242 @@
+"""FlowersDataModule: from a folder of photos, or of drawings, to batches on the device."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader, Dataset
+
+from flowers_pl.augment import Augmentation, augment
+from flowers_pl.batches import Batch, BatchSampler, CachedPhotos, PhotoFiles
+from flowers_pl.cache import DecodedPhotos, cores, decode_photos
+from flowers_pl.download import download_flower_photos
+from flowers_pl.drawn import write_drawings
+from flowers_pl.duplicates import duplicate_groups
+from flowers_pl.errors import FlowersError
+from flowers_pl.photos import LeftOut, Photo, check_classes, list_photos, list_pictures
+from flowers_pl.split import TRAIN, VAL, Placed, check_sides, grouped_split, notebook_split, read_split, straddling
+
+log = logging.getLogger(__name__)
+
+
+class FlowersDataModule(L.LightningDataModule):
+    """Photos from a folder of class folders: checked, decoded once, split 80/20, augmented.
+
+    Args:
+        root: the folder; has one folder of photos for each class.
+        image_size: pixels a side; photos are squashed to this square.
+        batch_size: photos a training step, on all devices together.
+        val_fraction: share of the photos that validate.
+        split: 'grouped' keeps duplicates on one side, 'notebook' is the original's, or a path to a split.csv that a run wrote.
+        split_seed: decides which photos validate; not the training seed, so that seeds can be compared.
+        seed: decides order, augmentation and dropout.
+        augmentation: how far training photos may be changed.
+        test_root: a folder of class folders to test on; without it `test` judges the validation side.
+        predict_root: a photo, or a folder of photos, to predict.
+        drawn: draw so many flowers of each kind into `root` instead of wanting photos there; 0 for photos.
+        drawn_size: pixels a side of a drawing.
+        cache_dir: where decoded photos are kept; default ~/.cache/flowers_pl.
+        workers: processes that decode; default as many as there are cores. Cached photos are read without any.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/flowers",
+        image_size: int = 160,
+        batch_size: int = 32,
+        val_fraction: float = 0.2,
+        split: str = "grouped",
+        split_seed: int = 0,
+        seed: int = 0,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
+        test_root: str | None = None,
+        predict_root: str | None = None,
+        drawn: int = 0,
+        drawn_size: int = 96,
+        cache_dir: str | None = None,
+        workers: int | None = None,
+    ) -> None:
+        super().__init__()
+        if image_size < 32:
+            raise FlowersError(f"--data.image_size must be at least 32 (the backbone halves it five times), not {image_size}.")
+        if batch_size < 1:
+            raise FlowersError(f"--data.batch_size must be at least 1, not {batch_size}.")
+        if not 0 < val_fraction < 1:
+            raise FlowersError(f"--data.val_fraction must be more than 0 and less than 1, not {val_fraction}.")
+        if drawn < 0 or drawn == 1:
+            raise FlowersError(f"--data.drawn must be 0 or at least 2, not {drawn}.")
+        self.root, self.image_size, self.batch_size = Path(root), image_size, batch_size
+        self.val_fraction, self.split, self.split_seed, self.seed = val_fraction, split, split_seed, seed
+        self.augmentation, self.workers = augmentation, workers
+        self.test_root, self.predict_root = test_root, predict_root
+        self.drawn, self.drawn_size = drawn, drawn_size
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.classes: list[str] = []
+        self.placed: list[Placed] = []
+        self.left_out: list[LeftOut] = []
+        self.judged: list[Photo] = []
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    # ---------------------------------------------------------------- what there is
+
+    def prepare_data(self) -> None:
+        """Draw or download what is missing, then decode all photos; called on one rank of each machine.
+
+        Raises:
+            FlowersError: there are no photos and no way to get them, or the folder is not as `photos.list_photos` wants it.
+        """
+        if not self._needs_root():
+            return
+        if self.drawn:
+            write_drawings(self.root, self.drawn, self.split_seed, self.drawn_size)
+            log.info("%s holds drawings, not photos: %d of each kind.", self.root, self.drawn)
+        elif not self.root.exists() and self.root == Path("data/flowers"):
+            download_flower_photos(self.root)
+        self._decoded()
+
+    def _needs_root(self) -> bool:
+        fn = self.trainer.state.fn if self.trainer is not None else TrainerFn.FITTING
+        return not (fn == TrainerFn.PREDICTING or (fn == TrainerFn.TESTING and self.test_root is not None))
+
+    def _decoded(self) -> DecodedPhotos:
+        photos = list_photos(self.root)
+        return decode_photos(self.root, photos, self.image_size, self.cache_dir, self.workers)
+
+    def setup(self, stage: str) -> None:
+        """Split the photos (`fit`, `validate`, `test` without a test_root) or list those to judge.
+
+        A trained model brings its classes and image size; in `fit` they come from the photos.
+        """
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        if stage != "fit" and getattr(module, "classes", None):
+            self.classes, self.image_size = list(module.classes), module.image_size
+        if stage == "predict":
+            self._setup_predict()
+        elif stage == "test" and self.test_root is not None:
+            self._setup_test(self.test_root)
+        else:
+            self._setup_split()
+
+    def _setup_split(self) -> None:
+        if self.placed:
+            return
+        listed = list_photos(self.root)
+        decoded = decode_photos(self.root, listed, self.image_size, self.cache_dir, self.workers)
+        found = check_classes(decoded.photos, listed, self.root)
+        if unknown := sorted(set(found) - set(self.classes or found)):
+            raise FlowersError(
+                f"--data.root: {str(self.root)!r} has class {unknown[0]!r}, which the model does not know; it knows"
+                f" {', '.join(self.classes)}."
+            )
+        self.classes = self.classes or found
+        groups = duplicate_groups(decoded.digests, decoded.phashes, decoded.thumbs)
+        self.placed, conflicts = self._split(decoded, groups)
+        check_sides(self.placed, found, every_class=self.split == "grouped")
+        self.left_out = sorted([*decoded.left_out, *conflicts])
+        self._log_split(len(decoded.left_out), conflicts)
+        row_of = dict(zip((photo.path for photo in decoded.photos), decoded.rows.tolist(), strict=True))
+        self.train_photos = self._cached(decoded, row_of, TRAIN, self.seed)
+        self.val_photos = self._cached(decoded, row_of, VAL, None)
+        self.judged = [Photo(one.path, one.label) for one in self.placed if one.side == VAL]
+
+    def _split(self, decoded: DecodedPhotos, groups: np.ndarray) -> tuple[list[Placed], list[LeftOut]]:
+        if self.split == "grouped":
+            return grouped_split(decoded.photos, groups, self.val_fraction, self.split_seed)
+        if self.split == "notebook":
+            return notebook_split(decoded.photos, groups, self.val_fraction), []
+        return read_split(Path(self.split), decoded.photos), []
+
+    def _log_split(self, unreadable: int, conflicts: list[LeftOut]) -> None:
+        sides = [one.side for one in self.placed]
+        log.info(
+            "%s: %d classes, %d photos to train on, %d to validate with, %d left out (%d unreadable, %d under two classes).",
+            self.root, len(self.classes), sides.count(TRAIN), sides.count(VAL),
+            unreadable + len(conflicts), unreadable, len(conflicts),
+        )  # fmt: skip
+        for path, reason in conflicts:
+            log.warning("Left out: %s %s.", path, reason)
+        for paths in straddling(self.placed).values():
+            log.warning("Duplicates stand on both sides of the split: %s.", ", ".join(paths))
+
+    def _cached(self, decoded: DecodedPhotos, row_of: dict[str, int], side: str, seed: int | None) -> CachedPhotos:
+        members = [one for one in self.placed if one.side == side]
+        rows = np.array([row_of[one.path] for one in members])
+        return CachedPhotos(decoded, rows, self._labels([one.label for one in members]), seed)
+
+    def _labels(self, names: Sequence[str]) -> np.ndarray:
+        number = {name: label for label, name in enumerate(self.classes)}
+        return np.array([number[name] for name in names], dtype=np.int64)
+
+    def _setup_test(self, test_root: str) -> None:
+        self.judged = list_photos(test_root, "--data.test_root")
+        if unknown := sorted({photo.label for photo in self.judged} - set(self.classes)):
+            raise FlowersError(
+                f"--data.test_root: {test_root!r} has class {unknown[0]!r}, which the model does not know; it knows"
+                f" {', '.join(self.classes)}."
+            )
+        labels = self._labels([photo.label for photo in self.judged])
+        self.files = PhotoFiles(Path(test_root), [photo.path for photo in self.judged], self.image_size, labels)
+
+    def _setup_predict(self) -> None:
+        if self.predict_root is None:
+            raise FlowersError("--data.predict_root is missing; give a photo or a folder of photos to predict.")
+        root, paths = list_pictures(self.predict_root)
+        self.judged = [Photo(path, "") for path in paths]
+        self.files = PhotoFiles(root, paths, self.image_size)
+
+    # ---------------------------------------------------------------- batches
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled and augmented anew each epoch."""
+        return self._loader(self.train_photos, self.batch_size, shuffled=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The validation side as it is, in the order of its paths."""
+        return self._loader(self.val_photos, 2 * self.batch_size)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """All photos of `test_root`, or the validation side."""
+        return self.val_dataloader() if self.test_root is None else self.predict_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Photos read from their files, in the order of their paths."""
+        few = -(-len(self.files) // self.batch_size)
+        workers = min(cores(), few - 1) if self.workers is None else self.workers
+        return self._loader(self.files, self.batch_size, workers)
+
+    def _loader(
+        self, photos: CachedPhotos | PhotoFiles, batch_size: int, workers: int = 0, shuffled: bool = False
+    ) -> DataLoader[Batch]:
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        sampler = BatchSampler(len(photos), batch_size, rank, ranks)
+        if shuffled:
+            sampler.seed, sampler.position = self.seed, self._position
+        dataset: Dataset[Batch] = photos
+        return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=workers)
+
+    def _position(self) -> tuple[int, int]:
+        """The epoch, and the batch to start with: not 0 after a resume inside an epoch."""
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return 0, 0
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        epoch = self.trainer.fit_loop.epoch_progress.current.processed
+        return epoch, done if done < -(-len(self.train_photos) // self.batch_size) else 0
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment training photos, on the device."""
+        if batch.uniform is None:
+            return batch
+        return batch._replace(photos=augment(batch.photos, batch.uniform, self.augmentation))
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the validation side, in types that any checkpoint may hold."""
+        return {
+            "root": str(self.root.resolve()), "image_size": self.image_size, "val_fraction": self.val_fraction,
+            "split": self.split, "split_seed": self.split_seed, "drawn": self.drawn, "drawn_size": self.drawn_size,
+        }  # fmt: skip

@@ -1,0 +1,114 @@
+"""What a run leaves behind to look at: metrics.csv, images per second, and the settings of the run."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from flowers_pl.batches import Batch
+from flowers_pl.photos import LeftOut, write_csv
+from flowers_pl.split import write_split
+
+SPLIT, LEFT_OUT, METRICS = "split.csv", "left_out.csv", "metrics.csv"
+
+
+class EpochTable(Logger):
+    """A logger that keeps one row an epoch in a CSV file.
+
+    Lightning's CSVLogger writes training and validation of an epoch into different rows, and forgets the rows of a run that is
+    resumed. Here an epoch's figures meet in one row, and a resumed run goes on with the table.
+
+    Args:
+        file: where the table lies.
+    """
+
+    def __init__(self, file: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.file = Path(file)
+        self.rows: dict[int, dict[str, float]] = {}
+        if self.file.is_file():
+            self.rows = {int(row["epoch"]): row for row in read_table(self.file)}
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Settings stand in config.yaml, not here."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add figures to their epoch's row; figures without an epoch are passed over."""
+        if "epoch" in metrics:
+            epoch = int(metrics["epoch"])
+            figures = {name: float(f"{value:.7g}") for name, value in metrics.items()}  # float32 on the way
+            self.rows.setdefault(epoch, {}).update({**figures, "epoch": epoch})
+            self._write()
+
+    def _write(self) -> None:
+        columns = ["epoch", *sorted({name for row in self.rows.values() for name in row} - {"epoch"})]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.file.with_name(f".{self.file.name}")
+        with open(unfinished, "w", newline="") as stream:
+            writer = csv.DictWriter(stream, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows[epoch] for epoch in sorted(self.rows))
+        os.replace(unfinished, self.file)
+
+
+def read_table(file: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """The rows of a metrics.csv; empty cells are left out."""
+    with open(file, newline="") as stream:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(stream)]
+
+
+class Throughput(L.Callback):
+    """Logs how many photos a second an epoch trained, on all ranks together, validation not counted."""
+
+    def __init__(self) -> None:
+        self.photos, self.start, self.end = 0, 0.0, 0.0
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+        if self.photos == 0:
+            self.start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.photos += batch.total
+        self.end = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.photos:
+            pl_module.log("images_per_second", self.photos / (self.end - self.start))
+        self.photos = 0
+
+
+class DataFiles(L.Callback):
+    """Writes beside the run which photos were on which side, and which were left out, and why.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it; its annotations do not know
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_split(self.folder / SPLIT, data.placed)
+        write_csv(self.folder / LEFT_OUT, LeftOut._fields, data.left_out)
