@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-DRAWS = 7  # uniform numbers a photo
+DRAWS = 7  # a photo: rotation, shift right, shift down, zoom across, zoom down, flip, brightness
+BITS = 24  # of each draw: as many as float32 holds
 
 
 @dataclass(frozen=True)
@@ -50,36 +51,36 @@ class EpochDraws(NamedTuple):
 
     Args:
         order: int64 (photos,), the order in which photos are shown.
-        uniform: float32 (photos, DRAWS) in [0, 1), for `augment`.
+        draws: int32 (photos, DRAWS), uniform in [0, 2**BITS), for `augment`: whole numbers, which no Trainer precision rounds.
         keys: int64 (photos,), for the dropout.
     """
 
     order: np.ndarray
-    uniform: np.ndarray
+    draws: np.ndarray
     keys: np.ndarray
 
 
 def epoch_draws(seed: int, epoch: int, photos: int) -> EpochDraws:
-    """Draw for one epoch: row i of `uniform` and `keys` is a function of (seed, epoch, i) and of nothing else.
+    """Draw for one epoch: row i of `draws` and `keys` is a function of (seed, epoch, i) and of nothing else.
 
     Philox is counter-based (Salmon et al. 2011), so each of the three has a stream of its own, and numbers do not depend on how
     many photos there are.
     """
-    streams = [np.random.Philox(key=[seed % 2**64, (epoch << 2) | stream]) for stream in range(3)]
+    keys = [np.array([seed % 2**64, (epoch << 2) | stream], dtype=np.uint64) for stream in range(3)]
+    streams = [np.random.Philox(key=key) for key in keys]
     return EpochDraws(
         order=np.argsort(streams[0].random_raw(photos), kind="stable"),
-        uniform=(streams[1].random_raw(photos * DRAWS) >> np.uint64(40)).astype(np.float32).reshape(photos, DRAWS)
-        / np.float32(2**24),
+        draws=(streams[1].random_raw(photos * DRAWS) >> np.uint64(64 - BITS)).astype(np.int32).reshape(photos, DRAWS),
         keys=streams[2].random_raw(photos).view(np.int64),
     )
 
 
-def augment(photos: Tensor, uniform: Tensor, how: Augmentation) -> Tensor:
+def augment(photos: Tensor, draws: Tensor, how: Augmentation) -> Tensor:
     """Rotate, shift, zoom, flip and light each photo by its own draw.
 
     Args:
         photos: (N, 3, H, W), values 0 to 255, uint8 or float.
-        uniform: float (N, DRAWS) in [0, 1): rotation, shift right, shift down, zoom across, zoom down, flip, brightness.
+        draws: int32 (N, DRAWS) in [0, 2**BITS), see `EpochDraws`.
         how: the ranges.
 
     Returns:
@@ -88,6 +89,7 @@ def augment(photos: Tensor, uniform: Tensor, how: Augmentation) -> Tensor:
     pixels = photos.to(torch.float32, memory_format=torch.contiguous_format)
     if len(pixels) == 0:
         return pixels
+    uniform = draws.to(torch.float32) / 2**BITS
     grid = F.affine_grid(matrices(uniform, how, pixels.shape[-2:]), list(pixels.shape), align_corners=False)
     warped = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
     light = 1 + how.brightness * (2 * uniform[:, 6] - 1)
@@ -101,7 +103,7 @@ def matrices(uniform: Tensor, how: Augmentation, size: tuple[int, ...]) -> Tenso
     stays one when a photo is not square.
 
     Args:
-        uniform: as in `augment`.
+        uniform: float32 (N, DRAWS) in [0, 1).
         how: the ranges.
         size: height and width in pixels.
 

@@ -28,7 +28,7 @@ class Batch(NamedTuple):
         labels: int64 (N,); -1 where no label is known.
         rows: int64 (N,): which photos of their list these are.
         total: photos in this batch on all ranks together.
-        uniform: float32 (N, augment.DRAWS) in training, else None.
+        draws: int32 (N, augment.DRAWS) in training, for the augmentation, else None.
         keys: int64 (N,) in training, for the dropout, else None.
         unreadable: (row, reason) of photos that should stand here.
     """
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     labels: Tensor
     rows: Tensor
     total: int
-    uniform: Tensor | None = None
+    draws: Tensor | None = None
     keys: Tensor | None = None
     unreadable: Sequence[tuple[int, str]] = ()
 
@@ -119,7 +119,7 @@ class CachedPhotos(Dataset[Batch]):
             return batch
         draws = self._of_epoch(self.seed, key.epoch)
         return batch._replace(
-            uniform=torch.from_numpy(draws.uniform[key.rows]), keys=torch.from_numpy(draws.keys[key.rows])
+            draws=torch.from_numpy(draws.draws[key.rows]), keys=torch.from_numpy(draws.keys[key.rows])
         )
 
     def read(self, places: np.ndarray) -> Tensor:

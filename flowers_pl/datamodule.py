@@ -230,9 +230,9 @@ class FlowersDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment training photos, on the device."""
-        if batch.uniform is None:
+        if batch.draws is None:
             return batch
-        return batch._replace(photos=augment(batch.photos, batch.uniform, self.augmentation))
+        return batch._replace(photos=augment(batch.photos, batch.draws, self.augmentation))
 
     def settings(self) -> dict[str, Any]:
         """What decides the validation side, in types that any checkpoint may hold."""

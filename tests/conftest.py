@@ -1,0 +1,67 @@
+"""Shared ground: a folder of drawings, a trained run, and real photos where they are at hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowers_pl.datamodule import FlowersDataModule
+from flowers_pl.drawn import write_drawings
+
+SIZE = 32  # pixels a side: the smallest that the backbone takes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded photos go to a folder of the tests' own."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("XDG_CACHE_HOME")
+    if before is not None:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture(scope="session")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten drawings of each of five kinds; read only."""
+    root = tmp_path_factory.mktemp("photos") / "drawings"
+    write_drawings(root, 10, seed=0, size=48)
+    return root
+
+
+@pytest.fixture
+def data(drawings: Path) -> FlowersDataModule:
+    """The drawings, split, in batches of eight."""
+    module = FlowersDataModule(root=str(drawings), image_size=SIZE, batch_size=8, workers=0)
+    module.prepare_data()
+    module.setup("fit")
+    return module
+
+
+def _given(variable: str) -> Path:
+    if variable not in os.environ:
+        pytest.skip(f"{variable} is not set: it names the real {variable.removeprefix('FLOWERS_').lower()} to test on")
+    return Path(os.environ[variable])
+
+
+@pytest.fixture(scope="session")
+def real_photos() -> Path:
+    """Folder of real photos."""
+    return _given("FLOWERS_PHOTOS")
+
+
+@pytest.fixture(scope="session")
+def real_weights() -> Path:
+    """ImageNet weights of MobileNetV2."""
+    return _given("FLOWERS_WEIGHTS")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Nets this small are slower on more threads, and threads of several tests at once fight."""
+    torch.set_num_threads(1)

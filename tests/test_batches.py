@@ -1,0 +1,117 @@
+"""batches.py and datamodule.py: which photos stand where, whoever makes the batch."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flowers_pl.batches import Batch, BatchSampler
+from flowers_pl.datamodule import FlowersDataModule
+from flowers_pl.decode import load_photo
+from flowers_pl.errors import FlowersError
+from flowers_pl.split import VAL
+
+
+def test_every_photo_once_an_epoch_and_a_short_last_batch() -> None:
+    keys = list(BatchSampler(21, 8, seed=0))
+    assert [len(key.rows) for key in keys] == [8, 8, 5]
+    assert [key.total for key in keys] == [8, 8, 5]
+    assert sorted(np.concatenate([key.rows for key in keys]).tolist()) == list(range(21))
+    assert len(BatchSampler(21, 8)) == 3
+
+
+def test_order_depends_on_seed_and_epoch() -> None:
+    def order(seed: int | None, epoch: int) -> list[int]:
+        keys = BatchSampler(30, 8, seed=seed, position=lambda: (epoch, 0))
+        return [row for key in keys for row in key.rows.tolist()]
+
+    assert order(0, 0) == order(0, 0)
+    assert len({tuple(order(seed, epoch)) for seed, epoch in itertools.product((0, 1), (0, 1))}) == 4
+    assert order(None, 3) == list(range(30))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+def test_ranks_see_together_what_one_sees(ranks: int) -> None:
+    alone = list(BatchSampler(21, 8, seed=5))
+    shared = [list(BatchSampler(21, 8, rank, ranks, seed=5)) for rank in range(ranks)]
+    for batch, parts in zip(alone, zip(*shared, strict=True), strict=True):
+        assert sorted(row for part in parts for row in part.rows) == sorted(batch.rows)
+        assert {part.total for part in parts} == {batch.total}
+
+
+def test_an_epoch_can_start_in_its_middle() -> None:
+    whole = list(BatchSampler(21, 8, seed=5, position=lambda: (2, 0)))
+    rest = list(BatchSampler(21, 8, seed=5, position=lambda: (2, 1)))
+    assert [key.rows.tolist() for key in rest] == [key.rows.tolist() for key in whole[1:]]
+
+
+def test_batches_hold_the_photos_of_their_files(data: FlowersDataModule) -> None:
+    validating = [one for one in data.placed if one.side == VAL]
+    batches = list(data.val_dataloader())
+    photos, labels = torch.cat([batch.photos for batch in batches]), torch.cat([batch.labels for batch in batches])
+    assert len(photos) == len(validating) == 10
+    for photo, label, one in zip(photos, labels, validating, strict=True):
+        assert torch.equal(photo, load_photo(data.root / one.path, 32))
+        assert data.classes[label] == one.label
+    assert all(batch.draws is None and batch.keys is None for batch in batches)  # nothing is augmented
+
+
+def test_training_batches_are_the_same_with_any_number_of_workers(data: FlowersDataModule) -> None:
+    def batches(workers: int) -> list[Batch]:
+        loader = data._loader(data.train_photos, 8, workers, shuffled=True)
+        return [data.on_after_batch_transfer(batch, 0) for batch in loader]
+
+    for one, other in zip(batches(0), batches(4), strict=True):
+        for name in ("photos", "labels", "rows", "keys", "draws"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_training_photos_are_augmented_anew_each_epoch(data: FlowersDataModule) -> None:
+    def epoch(number: int) -> torch.Tensor:
+        sampler = BatchSampler(len(data.train_photos), 40, seed=data.seed, position=lambda: (number, 0))
+        (key,) = sampler
+        batch = data.on_after_batch_transfer(data.train_photos[key], 0)
+        return batch.photos[batch.rows.argsort()]
+
+    first, again, second = epoch(0), epoch(0), epoch(1)
+    assert first.dtype == torch.float32
+    assert torch.equal(first, again)
+    differ = (first - second).abs().mean((1, 2, 3))
+    assert differ.min() > 1  # each photo changed
+
+
+def test_the_training_seed_does_not_move_the_split(drawings: Path) -> None:
+    def placed(seed: int, split_seed: int) -> list[object]:
+        module = FlowersDataModule(root=str(drawings), image_size=32, seed=seed, split_seed=split_seed, workers=0)
+        module.setup("fit")
+        return [*module.placed]
+
+    assert placed(0, 0) == placed(1, 0)
+    assert placed(0, 0) != placed(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 16}, "--data.image_size"),
+        ({"batch_size": 0}, "--data.batch_size"),
+        ({"val_fraction": 1.0}, "--data.val_fraction"),
+        ({"drawn": -1}, "--data.drawn"),
+    ],
+)
+def test_impossible_settings_are_named(options: dict[str, float], message: str) -> None:
+    with pytest.raises(FlowersError, match=message):
+        FlowersDataModule(**options)  # type: ignore[arg-type]
+
+
+def test_drawings_are_drawn_where_none_are(tmp_path: Path) -> None:
+    module = FlowersDataModule(root=str(tmp_path / "drawn"), image_size=32, drawn=4, drawn_size=40, workers=0)
+    module.prepare_data()
+    module.setup("fit")
+    assert module.classes == ["daisy", "dandelion", "rose", "sunflower", "tulip"]
+    assert len(module.train_photos) == 15
+    assert len(module.val_photos) == 5
