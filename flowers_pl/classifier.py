@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision, MulticlassRecall
 
 from flowers_pl import checkpointing
@@ -45,6 +45,31 @@ class Stage:
     first_epoch: int = 0
     last: bool = True
     ended: bool = False
+
+
+class MeanLoss(Metric):
+    """The mean loss over all photos of all batches and ranks.
+
+    torchmetrics' MeanMetric does not do: with `nan_strategy="disable"` (1.9.0) it ignores the weights, so a short last batch or a rank
+    with fewer photos counts too much; with the others it drops a NaN that should be seen, or waits for the device at each step.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor, count: int) -> None:
+        """Add the sum of the losses of `count` photos."""
+        self.total += losses
+        self.count += count
+
+    def compute(self) -> Tensor:
+        """The mean so far."""
+        return self.total / self.count
 
 
 class Prediction(NamedTuple):
@@ -122,7 +147,7 @@ class FlowerClassifier(L.LightningModule):
             }
         )
         self.metrics = nn.ModuleDict({f"{name}_metrics": metrics.clone(prefix=f"{name}_") for name in JUDGED})
-        self.losses = nn.ModuleDict({f"{name}_loss": MeanMetric(nan_strategy="disable") for name in JUDGED})
+        self.losses = nn.ModuleDict({f"{name}_loss": MeanLoss() for name in JUDGED})
 
     def enter_stage(self, stage: Stage) -> None:
         """Freeze and unfreeze as the stage says; the caller sees to the optimizer."""
@@ -149,8 +174,9 @@ class FlowerClassifier(L.LightningModule):
         if self.weights is not None:
             load_weights(self.network.backbone, self.weights)
             return
-        log.info("No weights are given: batch-norm statistics are measured on %d training photos, then frozen.", MEASURED)
         photos = self.trainer.datamodule.train_photos
+        measured = min(MEASURED, len(photos))
+        log.info("No weights: batch-norm statistics are measured on %d training photos, then frozen.", measured)
         generator = torch.Generator().manual_seed(self.seed)
         sample = torch.randperm(len(photos), generator=generator)[:MEASURED].sort().values
         start_from_nothing(self.network, photos.read(sample.numpy()).to(self.device))
@@ -169,7 +195,7 @@ class FlowerClassifier(L.LightningModule):
         logits = self(batch.photos, batch.keys)
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         if len(batch.labels):
-            self.losses[f"{name}_loss"].update(loss.detach() / len(batch.labels), len(batch.labels))
+            self.losses[f"{name}_loss"].update(loss.detach(), len(batch.labels))
             self.metrics[f"{name}_metrics"].update(logits.detach(), batch.labels)
         return loss
 
@@ -190,15 +216,22 @@ class FlowerClassifier(L.LightningModule):
         """Probabilities of a batch's photos."""
         return Prediction(batch.rows, self(batch.photos).softmax(1), batch.unreadable)
 
+    def on_validation_epoch_end(self) -> None:
+        """Log the epoch, its training too: a checkpoint is saved next, and a run resumed from it goes on after this."""
+        self._log_training()
+        self._log_metrics("val")
+
     def on_train_epoch_end(self) -> None:
-        """Log what describes the epoch as a whole."""
+        """Log the training of an epoch that was not validated."""
+        self._log_training()
+
+    def _log_training(self) -> None:
+        if not self.losses["train_loss"].update_called:
+            return
         self._log_metrics("train")
         self.log("stage", float(self.stage.number))
         for group in self.trainer.optimizers[0].param_groups:
             self.log(f"lr_{group['name']}", group["lr"])
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")

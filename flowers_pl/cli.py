@@ -196,7 +196,7 @@ class FlowersCLI(LightningCLI):
     def validate(self, **kwargs: Any) -> None:
         """Judge the validation side."""
         model = self._load()
-        self._report("validate", self._judge(self.trainer.validate, model))
+        self._report("validate", model, self._judge(self.trainer.validate, model))
 
     def test(self, **kwargs: Any) -> None:
         """Judge the photos of --data.test_root, or else the validation side."""
@@ -204,16 +204,16 @@ class FlowersCLI(LightningCLI):
         metrics = self._judge(self.trainer.test, model)
         for row, reason in model.unreadable:
             log.warning("Left out: %s %s.", self.datamodule.judged[row].path, reason)
-        self._report("test", metrics)
+        self._report("test", model, metrics)
 
     def _judge(self, how: Any, model: FlowerClassifier) -> dict[str, float]:
-        (metrics,) = how(model, datamodule=self.datamodule, verbose=False)
-        return {name: float(value) for name, value in metrics.items()}
+        how(model, datamodule=self.datamodule, verbose=False)
+        return {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
-    def _report(self, name: str, metrics: dict[str, float]) -> None:
+    def _report(self, name: str, model: FlowerClassifier, metrics: dict[str, float]) -> None:
         own = name == "test" and self.datamodule.test_root is not None
         judged = f"photos of {self.datamodule.test_root}" if own else "validation photos; this side chose the checkpoint"
-        count = len(self.datamodule.judged)
+        count = len(self.datamodule.judged) - len(model.unreadable)
         print(f"{count} {judged}\n{_lines(metrics)}")
         file = self._run / f"{name}.json"
         file.write_text(json.dumps({"checkpoint": str(self._ckpt), "judged": judged, "photos": count, **metrics}, indent=2))

@@ -91,7 +91,7 @@ class FlowersDataModule(L.LightningDataModule):
         Raises:
             FlowersError: there are no photos and no way to get them, or the folder is not as `photos.list_photos` wants it.
         """
-        if not self._needs_root():
+        if self.placed or not self._needs_root():
             return
         if self.drawn:
             write_drawings(self.root, self.drawn, self.split_seed, self.drawn_size)

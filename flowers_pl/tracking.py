@@ -71,7 +71,7 @@ class EpochTable(Logger):
 def read_table(file: str | os.PathLike[str]) -> list[dict[str, float]]:
     """The rows of a metrics.csv; empty cells are left out."""
     with open(file, newline="") as stream:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(stream)]
+        return [{name: int(cell) if name == "epoch" else float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(stream)]
 
 
 class Throughput(L.Callback):
@@ -90,7 +90,7 @@ class Throughput(L.Callback):
         self.photos += batch.total
         self.end = time.perf_counter()
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.photos:
             pl_module.log("images_per_second", self.photos / (self.end - self.start))
         self.photos = 0
