@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowers_pl.errors import FlowersError
+
 DRAWS = 7  # a photo: rotation, shift right, shift down, zoom across, zoom down, flip, brightness
 BITS = 24  # of each draw: as many as float32 holds
 
@@ -38,12 +40,9 @@ class Augmentation:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.zoom < 1:
-            raise ValueError(f"zoom must be at least 0 and less than 1, not {self.zoom}")
-        if not 0 <= self.brightness <= 1:
-            raise ValueError(f"brightness must be from 0 to 1, not {self.brightness}")
-        if self.rotation < 0 or self.shift < 0:
-            raise ValueError(f"rotation and shift must not be negative: {self.rotation}, {self.shift}")
+        for name, most in (("rotation", 180), ("shift", 1), ("zoom", 0.99), ("brightness", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise FlowersError(f"--data.augmentation.{name} must be from 0 to {most}, not {getattr(self, name)}.")
 
 
 class EpochDraws(NamedTuple):

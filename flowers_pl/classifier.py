@@ -238,10 +238,10 @@ class FlowerClassifier(L.LightningModule):
 
     def _log_metrics(self, name: str) -> None:
         """Log and reset; a finished model that is judged is no point of a training curve, so the loggers do not get that."""
-        curve = self.trainer.state.fn == TrainerFn.FITTING
+        curve = self.trainer.state.fn == TrainerFn.FITTING and bool(self.trainer.loggers)
         shown = (f"{name}_loss", f"{name}_accuracy")
         for key, value in {shown[0]: self.losses[f"{name}_loss"].compute(), **self.metrics[f"{name}_metrics"].compute()}.items():
-            self.log(key, value, logger=curve, prog_bar=curve and key in shown)
+            self.log(key, value, logger=curve, prog_bar=key in shown)
         self.losses[f"{name}_loss"].reset()
         self.metrics[f"{name}_metrics"].reset()
 

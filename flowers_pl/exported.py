@@ -25,14 +25,19 @@ from flowers_pl.export import INPUT, METADATA, OUTPUT, need, quiet
 
 NEAR_TIE = 0.01  # two classes whose probabilities are no further apart may change places
 
-# What a .pt2 of ours holds. torch.export.load would unpickle other members, evaluate other expressions, and run other operators.
+# What a .pt2 of ours holds. Of other files, torch would unpickle members and evaluate expressions.
 _MEMBERS = re.compile(
-    r"models/model\.json|data/(weights|constants)/(model_(weights|constants)_config\.json|(weight|tensor)_\d+)"
+    r"models/model\.json|data/(weights|constants)/(model_\w+_config\.json|weight_\d+|tensor_\d+)"
     rf"|data/sample_inputs/model\.pt|extra/{re.escape(METADATA)}|archive_format|archive_version|byteorder"
     r"|\.data/(version|serialization_id)|\.format_version|\.storage_alignment"
 )
-_EXPRESSION = re.compile(r"(Symbol|Integer|Add|Mul|positive=True|integer=True|'s\d+'|\bs\d+|\d+|\*(?!\*)|[-+(), ])*")
-_OPERATOR = re.compile(r"torch\.ops\.aten\.\w+\.\w+")
+_EXPRESSION = re.compile(
+    r"(Symbol|Integer|Add|Mul|(positive|integer)=True|'s\d+'|\bs\d+|\d+|\*(?!\*)|[-+(), ])*"
+)
+_OPERATOR = re.compile(
+    r"torch\.ops\.aten\.(_assert_tensor_metadata|to|_to_copy|_upsample_bilinear2d_aa|add|sub|div|floor|clamp"
+    r"|conv2d|batch_norm|hardtanh_?|relu6_?|mean|linear|softmax)\.\w+"
+)
 
 
 class Exported:
@@ -49,25 +54,28 @@ class Exported:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Exported:
-        """Open a `.onnx` (by onnxruntime) or `.pt2` (by torch) that `export` wrote; nothing in it is unpickled or evaluated.
+        """Open a `.onnx` (run by onnxruntime) or `.pt2` (by torch) that `export` wrote, on the CPU.
+
+        Nothing in it is executed but the network's operators.
 
         Raises:
-            FlowersError: there is no such file, it is torn or not of this project, or onnxruntime is not installed.
+            FlowersError: there is no such file, it is torn or not of this project, or onnxruntime is missing.
         """
         path = Path(path)
         openers = {".onnx": _open_onnx, ".pt2": _open_torch}
         if path.suffix not in openers:
-            raise FlowersError(f"--exported: {str(path)!r} is neither .onnx nor .pt2; give a file that 'export' wrote.")
+            raise FlowersError(
+                f"--exported: {str(path)!r} is neither .onnx nor .pt2; give a file that 'export' wrote."
+            )
         if not path.is_file():
-            raise FlowersError(f"--exported: there is no file {str(path)!r}; write one with 'python -m flowers_pl export'.")
+            raise FlowersError(
+                f"--exported: there is no file {str(path)!r}; write one with 'python -m flowers_pl export'."
+            )
         facts, run = openers[path.suffix](path)
         try:
-            classes, image_size = json.loads(facts["classes"]), int(facts["image_size"])
+            return cls([str(name) for name in json.loads(facts["classes"])], int(facts["image_size"]), run)
         except (KeyError, TypeError, ValueError) as error:
             raise _foreign(path) from error
-        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise _foreign(path)
-        return cls(classes, image_size, run)
 
     def __call__(self, photos: np.ndarray | Tensor) -> np.ndarray:
         """Probabilities, float32 (N, classes), of photos, uint8 (N, 3, H, W), RGB, of any height and width.
@@ -81,13 +89,14 @@ class Exported:
         return self._run(pixels)
 
     def each(self, photos: Iterable[np.ndarray | Tensor]) -> np.ndarray:
-        """Probabilities, float32 (photos, classes), of photos, uint8 (3, H, W), each of its own size."""
-        found = [self(photo[None]) for photo in photos]
-        return np.concatenate(found) if found else np.empty((0, len(self.classes)), np.float32)
+        """Probabilities, float32 (photos, classes), of photos, uint8 (3, H, W), each of any size."""
+        return np.concatenate([self(photo[None]) for photo in photos])
 
 
 def _foreign(path: Path) -> FlowersError:
-    return FlowersError(f"--exported: {str(path)!r} is torn, or not a model that flowers_pl exported; export it again.")
+    return FlowersError(
+        f"--exported: {str(path)!r} is torn, or not a model that flowers_pl exported; export it again."
+    )
 
 
 Opened = tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]
@@ -104,7 +113,8 @@ def _open_onnx(path: Path) -> Opened:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a dozen errors for bad files, without a common base
         raise _foreign(path) from error
-    if ([one.name for one in session.get_inputs()], [one.name for one in session.get_outputs()]) != ([INPUT], [OUTPUT]):
+    ends = [one.name for one in (*session.get_inputs(), *session.get_outputs())]
+    if ends != [INPUT, OUTPUT]:
         raise _foreign(path)
 
     def run(photos: np.ndarray) -> np.ndarray:
@@ -134,8 +144,8 @@ def _open_torch(path: Path) -> Opened:
 def _check_archive(path: Path) -> dict[str, Any]:
     """The metadata of a `.pt2`, once it is known that loading it evaluates and unpickles nothing of its own.
 
-    `torch.export.load` (torch 2.14) unpickles weights marked so and sample inputs, runs sympy's parser, which evaluates Python, on
-    sizes, executes guards, looks operators up by name, and loads compiled libraries.
+    torch (2.14) unpickles sample inputs and weights that are marked so, lets sympy evaluate sizes as Python,
+    executes guards, looks operators up by name, and loads compiled libraries.
 
     Raises:
         FlowersError: it holds anything that `export_torch` does not write.
@@ -165,8 +175,8 @@ def _check_archive(path: Path) -> dict[str, Any]:
 
 def _refused(path: Path, what: str) -> FlowersError:
     return FlowersError(
-        f"--exported: {str(path)!r} is refused: it holds {what}, which flowers_pl does not write and which could run code;"
-        " export the model again."
+        f"--exported: {str(path)!r} is refused: it holds {what}, which flowers_pl does not write and which"
+        " could run code; export the model again."
     )
 
 
@@ -186,7 +196,7 @@ class Agreement:
     Args:
         photos: how many were compared.
         agreeing: for how many the likeliest class is the same.
-        near_ties: how many of the others are near ties: the model's two likeliest classes are within `NEAR_TIE`.
+        near_ties: of the others, how many have their two likeliest classes within `NEAR_TIE`, for the model.
         largest_difference: of any probability of any photo.
     """
 
@@ -197,20 +207,22 @@ class Agreement:
 
     def __str__(self) -> str:
         return (
-            f"the same class for {self.agreeing} of {self.photos} photos ({self.near_ties} of the others near ties),"
-            f" probabilities at most {self.largest_difference:.2g} apart"
+            f"the same class for {self.agreeing} of {self.photos} photos ({self.near_ties} of the others near"
+            f" ties), probabilities at most {self.largest_difference:.2g} apart"
         )
 
     def verify(self, tolerance: float = 1e-3) -> None:
-        """Raise unless every likeliest class agrees, but for near ties, and probabilities differ by less than `tolerance`.
+        """Raise unless likeliest classes agree, but for near ties, and probabilities are within `tolerance`.
 
         Raises:
-            FlowersError: says how far they are apart.
+            FlowersError: says how far they are apart, or that there was nothing to compare.
         """
+        if not self.photos:
+            raise FlowersError("The exported model was not checked, for want of photos; give --data.root.")
         if self.agreeing + self.near_ties < self.photos or not self.largest_difference < tolerance:
             raise FlowersError(
-                f"The exported model is not the checkpoint's: {self}, where less than {tolerance:g} is allowed; do not use it,"
-                " and report this with the versions of torch and onnxruntime."
+                f"The exported model is not the checkpoint's: {self}, where less than {tolerance:g} is"
+                " allowed; do not use it, and report this with the versions of torch and onnxruntime."
             )
 
 
@@ -227,7 +239,8 @@ def check_export(exported: Exported, model: FlowerClassifier, photos: Iterable[T
     count = agreeing = near_ties = 0
     largest = 0.0
     for photo in photos:
-        expected = network(resize_photo(photo, model.image_size)[None].to(model.device)).softmax(1)[0].cpu().numpy()
+        resized = resize_photo(photo, model.image_size)[None].to(model.device)
+        expected = network(resized).softmax(1)[0].cpu().numpy()
         found = exported(photo[None])[0]
         first, second = np.sort(expected)[::-1][:2]
         same = expected.argmax() == found.argmax()

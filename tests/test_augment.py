@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowers_pl.augment import BITS, DRAWS, Augmentation, augment, epoch_draws, matrices
+from flowers_pl.errors import FlowersError
 
 STILL = Augmentation(rotation=0, shift=0, zoom=0, brightness=0, flip=False)
 ROTATION, RIGHT, DOWN, ZOOM_X, ZOOM_Y, FLIP, BRIGHTNESS = range(DRAWS)
@@ -142,5 +143,5 @@ def test_an_empty_batch_stays_empty() -> None:
 
 @pytest.mark.parametrize("wrong", [{"zoom": 1.0}, {"brightness": 1.5}, {"rotation": -1.0}, {"shift": -0.1}])
 def test_impossible_ranges_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(FlowersError, match=f"--data.augmentation.{next(iter(wrong))}"):
         Augmentation(**wrong)  # type: ignore[arg-type]

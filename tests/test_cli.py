@@ -1,0 +1,247 @@
+"""The command line, end to end on drawings: every subcommand, and the sentence that each mistake gets."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from flowers_pl.checkpointing import read_checkpoint
+from flowers_pl.classifier import FlowerClassifier
+from flowers_pl.cli import main
+from flowers_pl.decode import load_photo
+from flowers_pl.drawn import KINDS, draw_flower
+from flowers_pl.tracking import read_table
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "data": {"image_size": 32, "batch_size": 8, "workers": 0},
+    "model": {"weights": None},
+    "unfreeze": {"head_epochs": 1, "top_epochs": 2},
+    "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> Iterator[Path]:
+    """A working folder with one finished run, `first`."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["fit", "--config", "small.yaml", "--data.root", str(drawings), "--run_name", "first"]) == 0
+        yield folder
+
+
+@pytest.fixture
+def inside(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(home)
+    return home
+
+
+def failure(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Run a command line that must fail, and return its one sentence."""
+    assert main([*args]) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].startswith("flowers_pl: ")
+    assert not any(line.startswith(("Traceback", "usage:")) for line in said)
+    return said[-1]
+
+
+def test_a_run_leaves_everything_in_its_folder(inside: Path, drawings: Path) -> None:
+    run = inside / "checkpoints" / "first"
+    names = {path.name for path in run.iterdir() if not path.name.startswith("events.out")}
+    assert names >= {"best.ckpt", "last.ckpt", "config.yaml", "split.csv", "left_out.csv", "metrics.csv"}
+    table = read_table(run / "metrics.csv")
+    assert [row["epoch"] for row in table] == [0, 1, 2]
+    assert [row["stage"] for row in table] == [1, 2, 2]
+    wanted = {f"{side}_{name}" for side in ("train", "val") for name in ("loss", "accuracy", "f1")}
+    assert all(wanted | {"lr_head", "images_per_second"} <= set(row) for row in table)
+    assert "lr_top" not in table[0]
+    assert table[1]["lr_top"] == 1e-4
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["data"]["root"] == str(drawings)
+    with open(run / "split.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 50
+    assert sum(row["side"] == "val" for row in rows) == 10
+
+
+def test_tensorboard_shows_the_run(inside: Path) -> None:
+    events = EventAccumulator(str(inside / "checkpoints" / "first")).Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert scalars >= {"train_loss", "val_loss", "train_f1", "val_f1", "val_accuracy", "lr_head", "lr_top", "stage"}
+    table = read_table(inside / "checkpoints" / "first" / "metrics.csv")
+    assert [one.value for one in events.Scalars("val_loss")] == pytest.approx([row["val_loss"] for row in table])
+    assert len(events.Scalars("images_per_second")) == 3
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_the_best_checkpoint_has_the_lowest_loss_of_the_run(inside: Path) -> None:
+    table = read_table(inside / "checkpoints" / "first" / "metrics.csv")
+    best = min(table, key=lambda row: row["val_loss"])
+    assert read_checkpoint(inside / "checkpoints" / "first" / "best.ckpt")["epoch"] == best["epoch"]
+
+
+def test_validate_gives_the_figures_of_the_best_epoch(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "--trainer.enable_progress_bar", "false"]) == 0
+    assert "this side chose the checkpoint" in capsys.readouterr().out
+    report = json.loads((inside / "checkpoints" / "first" / "validate.json").read_text())
+    best = min(read_table(inside / "checkpoints" / "first" / "metrics.csv"), key=lambda row: row["val_loss"])
+    for name in ("val_loss", "val_accuracy", "val_f1"):
+        assert report[name] == pytest.approx(best[name], rel=1e-6)
+    assert report["photos"] == 10
+
+
+def test_test_judges_another_folder(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in KINDS[:3]:
+        (inside / "other" / kind).mkdir(parents=True, exist_ok=True)
+        for number in range(4):
+            draw_flower(kind, 700 + number, 80).save(inside / "other" / kind / f"{number}.jpg")
+    (inside / "other" / "daisy" / "torn.jpg").write_text("torn")
+    assert main(["test", "--data.test_root", "other", "--trainer.enable_progress_bar", "false"]) == 0
+    said = capsys.readouterr().out
+    assert "12 photos of other" in said
+    assert "chose" not in said
+    model = FlowerClassifier.load("checkpoints/first/best.ckpt")
+    right = [
+        max((found := model.classify(file)), key=found.__getitem__) == file.parent.name
+        for file in sorted((inside / "other").glob("*/?.jpg"))
+    ]
+    report = json.loads((inside / "checkpoints" / "first" / "test.json").read_text())
+    assert report["test_accuracy"] == pytest.approx(sum(right) / 12)
+
+
+def test_test_without_a_folder_says_what_it_judges(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", "--trainer.enable_progress_bar", "false"]) == 0
+    assert "10 validation photos; this side chose the checkpoint" in capsys.readouterr().out
+
+
+def test_predict_writes_a_row_for_each_file(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (inside / "mixed" / "deep").mkdir(parents=True)
+    draw_flower("tulip", 1, 90).save(inside / "mixed" / "deep" / "a, b.png")
+    draw_flower("rose", 2, 50).save(inside / "mixed" / "rose.jpg")
+    (inside / "mixed" / "text.jpg").write_text("no picture")
+    assert main(["predict", "--data.predict_root", "mixed", "--trainer.enable_progress_bar", "false"]) == 0
+    assert "text.jpg" in capsys.readouterr().out
+    with open(inside / "checkpoints" / "first" / "predictions.csv", newline="") as stream:
+        rows = {row["path"]: row for row in csv.DictReader(stream)}
+    assert list(rows) == ["deep/a, b.png", "rose.jpg", "text.jpg"]
+    assert list(rows["rose.jpg"]) == ["path", "label", *KINDS, "error"]
+    model = FlowerClassifier.load("checkpoints/first/best.ckpt")
+    expected = model(load_photo(inside / "mixed" / "rose.jpg", 32)[None]).softmax(1)[0].tolist()
+    assert [float(rows["rose.jpg"][kind]) for kind in KINDS] == pytest.approx(expected, abs=1e-5)
+    assert rows["rose.jpg"]["label"] == max(model.classify(inside / "mixed" / "rose.jpg").items(), key=lambda item: item[1])[0]
+    assert rows["text.jpg"]["label"] == ""
+    assert "not a picture" in rows["text.jpg"]["error"]
+    assert rows["text.jpg"]["daisy"] == ""
+
+
+def test_a_checkpoint_needs_neither_photos_nor_weights(inside: Path, tmp_path: Path, drawings: Path) -> None:
+    alone = shutil.copy(inside / "checkpoints" / "first" / "best.ckpt", tmp_path / "alone.ckpt")
+    found = FlowerClassifier.load(alone).classify(drawings / "rose" / "rose_0000.png")
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert math.isclose(sum(found.values()), 1, rel_tol=1e-5)
+    through_lightning = FlowerClassifier.load_from_checkpoint(alone, map_location="cpu", weights_only=True)
+    assert through_lightning.classes == [*KINDS]
+
+
+def test_a_run_is_reproduced_bit_for_bit(inside: Path, drawings: Path) -> None:
+    torch.rand(3)  # the state of the global generator must not matter
+    assert main(["fit", "--config", "small.yaml", "--data.root", str(drawings), "--run_name", "again"]) == 0
+    first, again = (read_checkpoint(f"checkpoints/{run}/last.ckpt")["state_dict"] for run in ("first", "again"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    shutil.rmtree(inside / "checkpoints" / "again")
+
+
+def test_the_notebooks_split_and_a_list_are_taken(inside: Path, drawings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["fit", "--config", "small.yaml", "--data.root", str(drawings), "--unfreeze.top_epochs", "0"]
+    assert main([*quick, "--data.split", "notebook", "--run_name", "notebook"]) == 0
+    with open("checkpoints/notebook/split.csv", newline="") as stream:
+        validating = [row["path"] for row in csv.DictReader(stream) if row["side"] == "val"]
+    assert validating == [f"{kind}/{kind}_000{number}.png" for kind in sorted(KINDS) for number in (0, 1)]
+    assert main([*quick, "--data.split", "checkpoints/notebook/split.csv", "--run_name", "list"]) == 0
+    assert Path("checkpoints/list/split.csv").read_text() == Path("checkpoints/notebook/split.csv").read_text()
+    for run in ("notebook", "list"):
+        shutil.rmtree(inside / "checkpoints" / run)
+
+
+def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def settings(*args: str) -> dict[str, object]:
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", *args, "--print_config"])
+        assert stop.value.code == 0
+        return dict(yaml.safe_load(capsys.readouterr().out))
+
+    bare = settings()
+    assert settings("--config", str(ROOT / "configs" / "recipe.yaml")) == bare
+    assert bare["unfreeze"] == {"layers": 30, "head_epochs": 10, "top_epochs": 10}
+    assert bare["early_stopping"] == {"patience": 4}
+    assert bare["model"] == {"weights": "IMAGENET1K_V1", "dropout": 0.3, "head_lr": 1e-3, "top_lr": 1e-4}
+    written = yaml.safe_load((ROOT / "configs" / "recipe.yaml").read_text())
+    for group in ("model", "unfreeze", "early_stopping"):
+        assert written[group] == bare[group]
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fit", "--data.root", "nowhere"], "--data.root: there is no folder 'nowhere'"),
+        (["fit", "--data.rot", "x"], "--data.rot"),
+        (["fit", "--unfreeze.layers", "many"], "unfreeze.layers"),
+        (["fit", "--unfreeze.layers", "200"], "--unfreeze.layers must be 'all' or from 1 to 154"),
+        (["fit", "--model.dropout", "1"], "--model.dropout"),
+        (["fit", "--model.weights", "nowhere.pth"], "--model.weights: there is no file 'nowhere.pth'"),
+        (["fit", "--data.augmentation.zoom", "2"], "zoom"),
+        (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["fit", "--run_name", "first"], "'checkpoints/first' exists already"),
+        (["fit", "--ckpt_path", "nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),
+        (["test", "--ckpt_path", "small.yaml"], "'small.yaml' is"),
+        (["test", "--ckpt_path", "https://example.org/best.ckpt"], "no checkpoint"),
+        (["test", "--weights_only", "false"], "--weights_only"),
+        (["predict"], "--data.predict_root is missing"),
+        (["predict", "--data.predict_root", "nowhere"], "no photo or folder 'nowhere'"),
+        (["validate", "--data.root", "nowhere"], "no folder 'nowhere'"),
+        (["flourish"], "flourish"),
+        ([], "subcommand"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(
+    inside: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    assert message in failure(capsys, *args)
+    assert {path.name for path in (inside / "checkpoints").iterdir()} == {"first"}
+
+
+def test_folders_that_cannot_be_trained_on(inside: Path, drawings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit = ["fit", "--config", "small.yaml", "--data.root"]
+    (inside / "set" / "rose").mkdir(parents=True)
+    assert "class folder 'set/rose' is empty" in failure(capsys, *fit, "set")
+    shutil.copy(drawings / "rose" / "rose_0000.png", inside / "set" / "rose")
+    shutil.copy(drawings / "rose" / "rose_0001.png", inside / "set" / "rose")
+    assert "one class only" in failure(capsys, *fit, "set")
+    (inside / "set" / "tulip").mkdir()
+    (inside / "set" / "tulip" / "text.jpg").write_text("no picture")
+    assert "class 'tulip' in 'set' has 0 usable photos" in failure(capsys, *fit, "set")
+
+
+def test_classes_that_the_model_does_not_know(inside: Path, drawings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(drawings / "rose", inside / "strange" / "orchid")
+    assert "has class 'orchid'" in failure(capsys, "test", "--data.test_root", "strange")
+
+
+def test_no_checkpoint_no_judgement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("test", "validate", "predict"):
+        assert "no best.ckpt" in failure(capsys, command)

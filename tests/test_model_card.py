@@ -1,0 +1,109 @@
+"""model_card.py: the card says what was known, marks what was not, and names no folder of this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flowers_pl.model_card import TO_FILL_IN, model_card
+from flowers_pl.photos import LeftOut
+from flowers_pl.split import TRAIN, VAL, Placed
+
+PLACED = [
+    *(Placed(f"daisy/{number}.jpg", "daisy", TRAIN, "") for number in range(3)),
+    *(Placed(f"a|b/{number}.jpg", "a|b", TRAIN, "") for number in range(7)),
+    Placed("a|b/9.jpg", "a|b", VAL, ""),
+]
+LEFT_OUT = [
+    LeftOut("daisy/torn.jpg", "truncated JPEG"),
+    LeftOut("daisy/x.jpg", "stands under another class too: a|b/x.jpg"),
+    LeftOut("a|b/x.jpg", "stands under another class too: daisy/x.jpg"),
+]
+RESULTS = {
+    "checkpoint": "/secret/best.ckpt",
+    "judged": "validation photos; this side chose the checkpoint",
+    "photos": 1,
+    "test_accuracy": 0.875,
+    "test_loss": 0.25,
+    "intervals": {"test_accuracy": (0.85, 0.9)},
+}
+
+
+def facts(**data: Any) -> dict[str, Any]:
+    known = {"root": "/secret/blooms", "val_fraction": 0.2, "split": "grouped", "split_seed": 4, "drawn": 0}
+    return {
+        "classes": ["daisy", "a|b"],
+        "image_size": 160,
+        "stage": {"number": 2, "layers": 30, "first_epoch": 10},
+        "data": known | data,
+    }
+
+
+def settings(weights: str | None = "IMAGENET1K_V1") -> dict[str, Any]:
+    return {"weights": weights, "dropout": 0.3, "head_lr": 1e-3, "top_lr": 1e-4, "seed": 5}
+
+
+def test_a_card_says_what_is_known() -> None:
+    card = model_card(
+        facts(), settings(), PLACED, LEFT_OUT, RESULTS, {"final.onnx": "8.9 MB, agrees"}, "My model"
+    )
+    assert card.startswith("# My model\n")
+    for line in (
+        "Classes, in the order of the outputs: daisy, a\\|b.",
+        "- `final.onnx`: 8.9 MB, agrees",
+        "Split: 20% validate; near-duplicates stand on one side, drawn with seed 4.",
+        "| daisy | 3 | 0 |",
+        "| a\\|b | 7 | 1 |",
+        "| all | 10 | 1 |",
+        "Left out: 3 (2 under two classes, 1 unreadable).",
+        "- Stage 1: the head alone, Adam at 0.001, dropout 0.3.",
+        "- Stage 2, from epoch 11 on: the top 30 layers too, Adam at 0.0001.",
+        "- Seed 5.",
+        "On 1 validation photos; this side chose the checkpoint.",
+        "| test\\_accuracy | 0.8750 | 0.8500 to 0.9000 |",
+        "| test\\_loss | 0.2500 | not measured |",
+    ):
+        assert line in card.splitlines()
+    assert "/secret" not in card
+
+
+def test_what_only_a_person_knows_is_left_to_fill_in() -> None:
+    known = model_card(facts(), settings())
+    assert known.count(TO_FILL_IN) == 4  # where the photos came from; licences of model, photos, weights
+    assert model_card(facts(), settings(None)).count(TO_FILL_IN) == 3
+
+
+def test_a_card_without_results_says_so() -> None:
+    card = model_card(facts(), settings())
+    assert "Not measured yet" in card
+    assert "trained with" not in card
+    assert "| 95 % interval |" not in card
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"split": "notebook"}, "as the original notebook splits"),
+        ({"split": "/secret/split.csv"}, "as a split.csv of an earlier run says"),
+    ],
+)
+def test_other_splits(data: dict[str, Any], told: str) -> None:
+    card = model_card(facts(**data), settings("/secret/mine.pth"))
+    assert told in card
+    assert "`mine.pth`" in card
+    assert "/secret" not in card
+
+
+def test_nothing_known_of_the_data() -> None:
+    card = model_card(
+        {**facts(), "data": {}, "stage": {"number": 1, "layers": 0, "first_epoch": 0}}, settings()
+    )
+    assert "Split: not known." in card
+    assert "Stage 2" not in card
+
+
+def test_a_card_of_drawings_warns() -> None:
+    card = model_card(facts(drawn=100), settings(None))
+    assert "none of the results says anything about photos" in card
+    assert "photos of any size" not in card
