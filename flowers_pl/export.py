@@ -32,9 +32,8 @@ from flowers_pl.errors import FlowersError
 OPSET = 20  # Resize knows antialias from 18 on
 METADATA = "flowers_pl.json"  # in a .pt2; ONNX has a place of its own for such things
 INPUT, OUTPUT = "photos", "probabilities"
-EXAMPLE = torch.zeros(
-    2, 3, 70, 91, dtype=torch.uint8
-)  # all sizes differ, and none is 1, which export takes as fixed
+# Export takes a size of 1 as fixed, and equal sizes as always equal.
+EXAMPLE = torch.zeros(2, 3, 70, 91, dtype=torch.uint8)
 FREE = {0: Dim("batch", min=1), 2: Dim("height", min=1), 3: Dim("width", min=1)}
 
 
