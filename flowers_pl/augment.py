@@ -42,7 +42,9 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name, most in (("rotation", 180), ("shift", 1), ("zoom", 0.99), ("brightness", 1)):
             if not 0 <= getattr(self, name) <= most:
-                raise FlowersError(f"--data.augmentation.{name} must be from 0 to {most}, not {getattr(self, name)}.")
+                raise FlowersError(
+                    f"--data.augmentation.{name} must be from 0 to {most}, not {getattr(self, name)}."
+                )
 
 
 class EpochDraws(NamedTuple):
@@ -69,7 +71,9 @@ def epoch_draws(seed: int, epoch: int, photos: int) -> EpochDraws:
     streams = [np.random.Philox(key=key) for key in keys]
     return EpochDraws(
         order=np.argsort(streams[0].random_raw(photos), kind="stable"),
-        draws=(streams[1].random_raw(photos * DRAWS) >> np.uint64(64 - BITS)).astype(np.int32).reshape(photos, DRAWS),
+        draws=(streams[1].random_raw(photos * DRAWS) >> np.uint64(64 - BITS))
+        .astype(np.int32)
+        .reshape(photos, DRAWS),
         keys=streams[2].random_raw(photos).view(np.int64),
     )
 
@@ -116,7 +120,9 @@ def matrices(uniform: Tensor, how: Augmentation, size: tuple[int, ...]) -> Tenso
     zoom_x, zoom_y = 1 + signed[:, 3] * how.zoom, 1 + signed[:, 4] * how.zoom
     flip = torch.where(uniform[:, 5] < 0.5, -1.0, 1.0) if how.flip else torch.ones_like(angle)
     cos, sin = torch.cos(angle), torch.sin(angle)
-    rotate = torch.stack([cos, -sin, cos * right - sin * down, sin, cos, sin * right + cos * down], 1).view(-1, 2, 3)
+    rotate = torch.stack([cos, -sin, cos * right - sin * down, sin, cos, sin * right + cos * down], 1).view(
+        -1, 2, 3
+    )
     rotate[:, :, 0] *= (zoom_x * flip)[:, None]
     rotate[:, :, 1] *= zoom_y[:, None]
     in_pixels = torch.tensor([width / 2, height / 2], device=uniform.device)

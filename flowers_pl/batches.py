@@ -85,7 +85,9 @@ class BatchSampler(Sampler[BatchKey]):
 
     def __iter__(self) -> Iterator[BatchKey]:
         epoch, first = self.position()
-        order = np.arange(self.photos) if self.seed is None else epoch_draws(self.seed, epoch, self.photos).order
+        order = (
+            np.arange(self.photos) if self.seed is None else epoch_draws(self.seed, epoch, self.photos).order
+        )
         for start in range(first * self.batch_size, self.photos, self.batch_size):
             rows = order[start : start + self.batch_size]
             yield BatchKey(epoch, rows[self.rank :: self.ranks], len(rows))
@@ -101,7 +103,9 @@ class CachedPhotos(Dataset[Batch]):
         seed: of augmentation and dropout; None for validation, which has neither.
     """
 
-    def __init__(self, decoded: DecodedPhotos, rows: np.ndarray, labels: np.ndarray, seed: int | None = None) -> None:
+    def __init__(
+        self, decoded: DecodedPhotos, rows: np.ndarray, labels: np.ndarray, seed: int | None = None
+    ) -> None:
         self.pixels, self.rows, self.labels, self.seed = decoded.pixels, rows, labels, seed
         self._draws: tuple[int, EpochDraws] | None = None
 
@@ -158,7 +162,9 @@ class PhotoFiles(Dataset[Batch]):
             except UnreadablePhoto as reason:
                 unreadable.append((row, str(reason)))
         return Batch(
-            photos=torch.stack(photos) if photos else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8),
+            photos=torch.stack(photos)
+            if photos
+            else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8),
             labels=torch.from_numpy(self.labels[rows]),
             rows=torch.tensor(rows, dtype=torch.int64),
             total=key.total,

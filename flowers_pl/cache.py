@@ -133,7 +133,9 @@ def _build(place: Path, key: str, root: Path, photos: list[Photo], size: int, wo
     unfinished = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     try:
         pixels = unfinished / "pixels.npy"
-        np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=(len(photos), size, size, 3)).flush()
+        np.lib.format.open_memmap(
+            pixels, mode="w+", dtype=np.uint8, shape=(len(photos), size, size, 3)
+        ).flush()
         thumbs = np.zeros((len(photos), THUMB, THUMB), np.uint8)
         table: dict[str, object] = {"key": key, "photos": (readable := []), "left_out": (left_out := [])}
         for row, found in _decode_all(_Decoder(root, photos, size, pixels), workers):
@@ -141,7 +143,9 @@ def _build(place: Path, key: str, root: Path, photos: list[Photo], size: int, wo
                 left_out.append([photos[row].path, found])
                 continue
             thumbs[row] = found.thumb
-            readable.append({**photos[row]._asdict(), "row": row, "digest": found.digest, "phash": found.phash})
+            readable.append(
+                {**photos[row]._asdict(), "row": row, "digest": found.digest, "phash": found.phash}
+            )
         np.save(unfinished / "thumbs.npy", thumbs)
         (unfinished / "table.json").write_text(json.dumps(table))
         shutil.rmtree(place, ignore_errors=True)

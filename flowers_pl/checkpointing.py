@@ -29,7 +29,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FlowersError(f"--ckpt_path: there is no checkpoint {str(path)!r}; give the path of a best.ckpt or last.ckpt.")
+        raise FlowersError(
+            f"--ckpt_path: there is no checkpoint {str(path)!r}; give the path of a best.ckpt or last.ckpt."
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -37,7 +39,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"--ckpt_path: {str(path)!r} is refused: it holds more than tensors and plain values, and loading that"
             " could run code; give a checkpoint that flowers_pl wrote."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, ImportError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        ImportError,
+    ) as error:
         raise FlowersError(
             f"--ckpt_path: {str(path)!r} is no checkpoint, or is torn; give a checkpoint that flowers_pl wrote."
         ) from error
@@ -54,7 +65,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning's own way (2.6) goes through a temporary file elsewhere and a move, which is a plain copy across file systems.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
         """Save so that at every moment the old or the new file is there whole.
 
         Raises:
@@ -128,7 +141,6 @@ class RunCheckpoints(Checkpoint):
         if better:
             trainer.save_checkpoint(self.path(trainer, BEST))
         trainer.save_checkpoint(self.path(trainer, LAST))
-
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give the module the best weights, read on one rank and handed to the others: Lightning leaves it the last ones."""

@@ -14,7 +14,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision, MulticlassRecall
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
 
 from flowers_pl import checkpointing
 from flowers_pl.batches import Batch
@@ -115,12 +120,20 @@ class FlowerClassifier(L.LightningModule):
         if not 0 <= dropout < 1:
             raise FlowersError(f"--model.dropout must be at least 0 and less than 1, not {dropout}.")
         if min(head_lr, top_lr) <= 0:
-            raise FlowersError(f"--model.head_lr and --model.top_lr must be more than 0, not {head_lr} and {top_lr}.")
-        self.weights, self.dropout, self.head_lr, self.top_lr, self.seed = weights, dropout, head_lr, top_lr, seed
+            raise FlowersError(
+                f"--model.head_lr and --model.top_lr must be more than 0, not {head_lr} and {top_lr}."
+            )
+        self.weights, self.dropout, self.head_lr, self.top_lr, self.seed = (
+            weights,
+            dropout,
+            head_lr,
+            top_lr,
+            seed,
+        )
         self.stage = Stage()
         self.classes: list[str] = []
         self.image_size = 0
-        self.unreadable: list[tuple[int, str]] = []
+        self.tested: list[Prediction] = []
         self._restored = False
 
     # ---------------------------------------------------------------- the network
@@ -176,7 +189,9 @@ class FlowerClassifier(L.LightningModule):
             return
         photos = self.trainer.datamodule.train_photos
         measured = min(MEASURED, len(photos))
-        log.info("No weights: batch-norm statistics are measured on %d training photos, then frozen.", measured)
+        log.info(
+            "No weights: batch-norm statistics are measured on %d training photos, then frozen.", measured
+        )
         generator = torch.Generator().manual_seed(self.seed)
         sample = torch.randperm(len(photos), generator=generator)[:MEASURED].sort().values
         start_from_nothing(self.network, photos.read(sample.numpy()).to(self.device))
@@ -187,8 +202,8 @@ class FlowerClassifier(L.LightningModule):
         """Logits, float (N, classes), of photos, (N, 3, size, size), RGB, values 0 to 255, uint8 or float."""
         return self.network(photos, keys)
 
-    def _shared_step(self, batch: Batch, name: str) -> Tensor:
-        """The loss summed over this rank's photos.
+    def _shared_step(self, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
+        """The loss summed over this rank's photos, and the logits.
 
         What is logged are torchmetrics objects: unlike `self.log(..., sync_dist=True)` they are exact on any number of ranks.
         """
@@ -197,11 +212,11 @@ class FlowerClassifier(L.LightningModule):
         if len(batch.labels):
             self.losses[f"{name}_loss"].update(loss.detach(), len(batch.labels))
             self.metrics[f"{name}_metrics"].update(logits.detach(), batch.labels)
-        return loss
+        return loss, logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss whose gradient, averaged over the ranks as DDP does, is that of the mean over the whole batch."""
-        return self._shared_step(batch, "train") * (self.trainer.world_size / batch.total)
+        return self._shared_step(batch, "train")[0] * (self.trainer.world_size / batch.total)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Judge photos of the validation side."""
@@ -209,8 +224,12 @@ class FlowerClassifier(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Judge photos of the test folder, or of the validation side."""
-        self.unreadable += batch.unreadable
-        self._shared_step(batch, "test")
+        _, logits = self._shared_step(batch, "test")
+        self.tested.append(Prediction(batch.rows, logits.softmax(1), batch.unreadable))
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the predictions of a test before this one."""
+        self.tested = []
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
         """Probabilities of a batch's photos."""
@@ -240,7 +259,10 @@ class FlowerClassifier(L.LightningModule):
         """Log and reset; a finished model that is judged is no point of a training curve, so the loggers do not get that."""
         curve = self.trainer.state.fn == TrainerFn.FITTING and bool(self.trainer.loggers)
         shown = (f"{name}_loss", f"{name}_accuracy")
-        for key, value in {shown[0]: self.losses[f"{name}_loss"].compute(), **self.metrics[f"{name}_metrics"].compute()}.items():
+        for key, value in {
+            shown[0]: self.losses[f"{name}_loss"].compute(),
+            **self.metrics[f"{name}_metrics"].compute(),
+        }.items():
             self.log(key, value, logger=curve, prog_bar=key in shown)
         self.losses[f"{name}_loss"].reset()
         self.metrics[f"{name}_metrics"].reset()

@@ -8,25 +8,30 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from flowers_pl.checkpointing import KEY, AtomicCheckpointIO, RunCheckpoints, newest_best, read_checkpoint
+from flowers_pl.checkpointing import BEST, AtomicCheckpointIO, RunCheckpoints, newest_best, read_checkpoint
 from flowers_pl.classifier import FlowerClassifier
+from flowers_pl.commands import CHECKED, RUNS, draw_curves, draw_report, explain, export, settings_of, write_final
 from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.errors import FlowersError
 from flowers_pl.finetune import StageEarlyStopping, UnfreezeTopLayers
 from flowers_pl.predictions import prediction_rows, prediction_table, write_predictions
-from flowers_pl.tracking import METRICS, SPLIT, DataFiles, EpochTable, Throughput
+from flowers_pl.report import judge
+from flowers_pl.tracking import METRICS, DataFiles, EpochTable, Throughput
 from flowers_pl.weights import check_weights
 
 log = logging.getLogger("flowers_pl")
-RUNS = Path("checkpoints")
+OTHERS: dict[str, Callable[..., None]] = {"explain": explain, "export": export}
 RUN_NAME = "FLOWERS_PL_RUN_NAME"  # hands the run's name on to the processes that Lightning starts for the other ranks
 
 
@@ -56,7 +61,7 @@ class OneLineParser(LightningArgumentParser):
 
 
 class FlowersCLI(LightningCLI):
-    """fit, validate, test and predict.
+    """fit, validate, test, predict, explain and export.
 
     `fit` has all settings. The others take the model's from its checkpoint, and the data's too, where the command line does not say
     otherwise.
@@ -109,12 +114,28 @@ class FlowersCLI(LightningCLI):
             "predict": {"model", "dataloaders", "datamodule", "weights_only", "return_predictions"},
         }
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """Lightning's subcommands, and beside them those that need no Trainer."""
+        super()._add_subcommands(parser, **kwargs)
+        for name, function in OTHERS.items():
+            other = self.parser_class()
+            other.add_function_arguments(function, as_group=False)
+            summary = (function.__doc__ or "").partition("\n")[0]
+            parser._subcommands_action.add_subcommand(name, other, help=summary)
+
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
         self._adding = subcommand
         return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--seed_everything", type=int, default=0, help="Decides order, augmentation, dropout, the first head.")
+        parser.add_argument(
+            "--seed_everything",
+            type=int,
+            default=0,
+            help="Decides order, augmentation, dropout, the first head.",
+        )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         if self._adding == "fit":
@@ -131,19 +152,43 @@ class FlowersCLI(LightningCLI):
             parser.link_arguments("seed_everything", "model.seed")
             parser.add_lightning_class_args(UnfreezeTopLayers, "unfreeze")
             parser.add_lightning_class_args(StageEarlyStopping, "early_stopping")
-            parser.add_argument("--run_name", type=str | None, default=None, help="Name of the folder below checkpoints/.")
+            parser.add_argument(
+                "--run_name", type=str | None, default=None, help="Name of the folder below checkpoints/."
+            )
+            parser.add_argument(
+                "--export",
+                type=Literal["torch", "onnx", "none"],
+                default="torch",
+                help="Format of the final model that the run ends with.",
+            )
         elif self._ckpt is not None:
-            parser.set_defaults({f"data.{name}": value for name, value in _data_of(self._ckpt).items()})
+            parser.set_defaults({f"data.{name}": value for name, value in settings_of(self._ckpt).items()})
 
     def _parse_ckpt_path(self) -> None:
         """Settings of a checkpoint were taken before parsing, as defaults, so that the command line wins."""
         given = self.config[self.config.subcommand].get("ckpt_path")
-        if given is not None and Path(given) != self._ckpt:
+        if self.config.subcommand not in OTHERS and given is not None and Path(given) != self._ckpt:
             raise FlowersError("--ckpt_path must be given on the command line, not in a config file.")
 
     # ---------------------------------------------------------------- making things
 
+    def instantiate_classes(self) -> None:
+        if self.subcommand not in OTHERS:
+            super().instantiate_classes()
+
+    def _set_seed(self) -> None:
+        if self.config.subcommand not in OTHERS:
+            super()._set_seed()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand in OTHERS:
+            OTHERS[subcommand](**{k: v for k, v in self.config[subcommand].items() if k != "config"})
+        else:
+            super()._run_subcommand(subcommand)
+
     def before_instantiate_classes(self) -> None:
+        if self.subcommand in OTHERS:
+            return
         if self.subcommand == "fit":
             self._run = self._run_folder()
             if self._ckpt is None:
@@ -157,7 +202,11 @@ class FlowersCLI(LightningCLI):
         if self._ckpt is not None:
             return self._ckpt.parent
         started_by_lightning = "LOCAL_RANK" in os.environ
-        name = (started_by_lightning and os.environ.get(RUN_NAME)) or self.config.fit.run_name or time.strftime("%Y%m%d-%H%M%S")
+        name = (
+            (started_by_lightning and os.environ.get(RUN_NAME))
+            or self.config.fit.run_name
+            or time.strftime("%Y%m%d-%H%M%S")
+        )
         if not started_by_lightning and (RUNS / name).exists():
             raise FlowersError(
                 f"--run_name: {str(RUNS / name)!r} exists already; give another name, or resume with --ckpt_path"
@@ -174,7 +223,12 @@ class FlowersCLI(LightningCLI):
             board = TensorBoardLogger(self._run.parent, self._run.name, version="", default_hp_metric=False)
             kwargs |= {
                 "logger": [board, EpochTable(self._run / METRICS)],
-                "callbacks": [*(given["callbacks"] or []), Throughput(), DataFiles(self._run), RunCheckpoints(str(self._run))],
+                "callbacks": [
+                    *(given["callbacks"] or []),
+                    Throughput(),
+                    DataFiles(self._run),
+                    RunCheckpoints(str(self._run)),
+                ],
                 "plugins": [*(given["plugins"] or []), AtomicCheckpointIO()],
             }
         return super().instantiate_trainer(**kwargs)
@@ -184,40 +238,64 @@ class FlowersCLI(LightningCLI):
     def fit(self, model: FlowerClassifier, **kwargs: Any) -> None:
         """Train, then judge the validation side with the best weights."""
         self.trainer.fit(model, datamodule=self.datamodule, ckpt_path=kwargs["ckpt_path"], weights_only=True)
-        best = next((one for one in self.trainer.checkpoint_callbacks if isinstance(one, RunCheckpoints)), None)
+        best = next(
+            (one for one in self.trainer.checkpoint_callbacks if isinstance(one, RunCheckpoints)), None
+        )
         if best is None or best.best_epoch < 0:
             return
         metrics = self._judge(self.trainer.validate, model)
         _log_settings(self.trainer, self.config.fit.as_dict(), metrics)
-        log.info("Best epoch: %d of %d. On the validation side, which chose it:", best.best_epoch + 1, self.trainer.current_epoch)
+        if self.trainer.is_global_zero:
+            self._conclude(model, best.best_epoch, metrics)
+
+    def _conclude(self, model: FlowerClassifier, best_epoch: int, metrics: dict[str, float]) -> None:
+        """What a run ends with, on one rank: its curves, its final model, and a word on where all is."""
+        draw_curves(self._run, best_epoch)
+        if self.config.fit.export != "none":
+            suffix = {"torch": ".pt2", "onnx": ".onnx"}[self.config.fit.export]
+            final = self._run / f"final{suffix}"
+            write_final(model.cpu(), self._run / BEST, final, self.datamodule, checked=CHECKED)
+        log.info("Best epoch: %d. On the validation side, which chose it:", best_epoch + 1)
         print(_lines(metrics))
         log.info("Everything of this run lies in %s; 'tensorboard --logdir %s' shows it.", self._run, RUNS)
 
     def validate(self, **kwargs: Any) -> None:
         """Judge the validation side."""
-        model = self._load()
-        self._report("validate", model, self._judge(self.trainer.validate, model))
+        metrics = self._judge(self.trainer.validate, self._load())
+        print(f"{len(self.datamodule.judged)} validation photos; this side chose the checkpoint.")
+        print(_lines(metrics))
 
     def test(self, **kwargs: Any) -> None:
-        """Judge the photos of --data.test_root, or else the validation side."""
+        """Judge the photos of --data.test_root, or else the validation side, and write a report."""
         model = self._load()
-        metrics = self._judge(self.trainer.test, model)
-        for row, reason in model.unreadable:
-            log.warning("Left out: %s %s.", self.datamodule.judged[row].path, reason)
-        self._report("test", model, metrics)
+        self._judge(self.trainer.test, model)
+        data, own = self.datamodule, self.datamodule.test_root is not None
+        rows = prediction_rows(model.tested, [photo.path for photo in data.judged], model.classes)
+        for row in rows:
+            if row.error:
+                log.warning("Left out: %s %s.", row.path, row.error)
+        judged = [(photo, row) for photo, row in zip(data.judged, rows, strict=True) if not row.error]
+        report = judge(
+            np.array([row.probabilities for _, row in judged]),
+            np.array([model.classes.index(photo.label) for photo, _ in judged]),
+            model.classes,
+            judged=f"photos of {data.test_root}" if own else "validation photos",
+            chose_checkpoint=not own,
+        )
+        mistakes = [(photo, row.label, max(row.probabilities)) for photo, row in judged if photo.label != row.label]
+        mistakes.sort(key=lambda mistake: -mistake[2])
+        write_predictions(self._run / "predictions.csv", rows, model.classes)
+        (self._run / "test.json").write_text(
+            json.dumps({"checkpoint": str(self._ckpt)} | report.as_dict(), indent=2)
+        )
+        (self._run / "test.txt").write_text(report.text() + "\n")
+        draw_report(self._run, report, Path(data.test_root or data.root), mistakes)
+        print(report.text())
+        log.info("Written to %s: test.txt, test.json, predictions.csv and plots.", self._run)
 
     def _judge(self, how: Any, model: FlowerClassifier) -> dict[str, float]:
         how(model, datamodule=self.datamodule, verbose=False)
         return {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-
-    def _report(self, name: str, model: FlowerClassifier, metrics: dict[str, float]) -> None:
-        own = name == "test" and self.datamodule.test_root is not None
-        judged = f"photos of {self.datamodule.test_root}" if own else "validation photos; this side chose the checkpoint"
-        count = len(self.datamodule.judged) - len(model.unreadable)
-        print(f"{count} {judged}\n{_lines(metrics)}")
-        file = self._run / f"{name}.json"
-        file.write_text(json.dumps({"checkpoint": str(self._ckpt), "judged": judged, "photos": count, **metrics}, indent=2))
-        log.info("Written to %s.", file)
 
     def predict(self, **kwargs: Any) -> None:
         """Write predictions.csv and show its first rows."""
@@ -246,13 +324,6 @@ def _checkpoint_for(command: str, args: list[str]) -> Path | None:
         return None
     read_checkpoint(given)
     return Path(given)
-
-
-def _data_of(ckpt: Path) -> dict[str, Any]:
-    """The settings of the data that a checkpoint was trained on, with the very split, where it still lies beside it."""
-    data = read_checkpoint(ckpt)[KEY]["data"]
-    split = ckpt.parent / SPLIT
-    return data | ({"split": str(split)} if split.is_file() else {})
 
 
 def _lines(metrics: dict[str, float]) -> str:

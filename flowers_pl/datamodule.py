@@ -20,7 +20,16 @@ from flowers_pl.drawn import write_drawings
 from flowers_pl.duplicates import duplicate_groups
 from flowers_pl.errors import FlowersError
 from flowers_pl.photos import LeftOut, Photo, check_classes, list_photos, list_pictures
-from flowers_pl.split import TRAIN, VAL, Placed, check_sides, grouped_split, notebook_split, read_split, straddling
+from flowers_pl.split import (
+    TRAIN,
+    VAL,
+    Placed,
+    check_sides,
+    grouped_split,
+    notebook_split,
+    read_split,
+    straddling,
+)
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +73,15 @@ class FlowersDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if image_size < 32:
-            raise FlowersError(f"--data.image_size must be at least 32 (the backbone halves it five times), not {image_size}.")
+            raise FlowersError(
+                f"--data.image_size must be at least 32 (the backbone halves it five times), not {image_size}."
+            )
         if batch_size < 1:
             raise FlowersError(f"--data.batch_size must be at least 1, not {batch_size}.")
         if not 0 < val_fraction < 1:
-            raise FlowersError(f"--data.val_fraction must be more than 0 and less than 1, not {val_fraction}.")
+            raise FlowersError(
+                f"--data.val_fraction must be more than 0 and less than 1, not {val_fraction}."
+            )
         if drawn < 0 or drawn == 1:
             raise FlowersError(f"--data.drawn must be 0 or at least 2, not {drawn}.")
         self.root, self.image_size, self.batch_size = Path(root), image_size, batch_size
@@ -164,7 +177,9 @@ class FlowersDataModule(L.LightningDataModule):
         for paths in straddling(self.placed).values():
             log.warning("Duplicates stand on both sides of the split: %s.", ", ".join(paths))
 
-    def _cached(self, decoded: DecodedPhotos, row_of: dict[str, int], side: str, seed: int | None) -> CachedPhotos:
+    def _cached(
+        self, decoded: DecodedPhotos, row_of: dict[str, int], side: str, seed: int | None
+    ) -> CachedPhotos:
         members = [one for one in self.placed if one.side == side]
         rows = np.array([row_of[one.path] for one in members])
         return CachedPhotos(decoded, rows, self._labels([one.label for one in members]), seed)
@@ -181,11 +196,15 @@ class FlowersDataModule(L.LightningDataModule):
                 f" {', '.join(self.classes)}."
             )
         labels = self._labels([photo.label for photo in self.judged])
-        self.files = PhotoFiles(Path(test_root), [photo.path for photo in self.judged], self.image_size, labels)
+        self.files = PhotoFiles(
+            Path(test_root), [photo.path for photo in self.judged], self.image_size, labels
+        )
 
     def _setup_predict(self) -> None:
         if self.predict_root is None:
-            raise FlowersError("--data.predict_root is missing; give a photo or a folder of photos to predict.")
+            raise FlowersError(
+                "--data.predict_root is missing; give a photo or a folder of photos to predict."
+            )
         root, paths = list_pictures(self.predict_root)
         self.judged = [Photo(path, "") for path in paths]
         self.files = PhotoFiles(root, paths, self.image_size)
@@ -213,7 +232,9 @@ class FlowersDataModule(L.LightningDataModule):
     def _loader(
         self, photos: CachedPhotos | PhotoFiles, batch_size: int, workers: int = 0, shuffled: bool = False
     ) -> DataLoader[Batch]:
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        rank, ranks = (
+            (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        )
         sampler = BatchSampler(len(photos), batch_size, rank, ranks)
         if shuffled:
             sampler.seed, sampler.position = self.seed, self._position

@@ -66,7 +66,11 @@ def duplicate_groups(digests: list[str], phashes: np.ndarray, thumbs: np.ndarray
 
 def _same_digest(digests: list[str]) -> list[tuple[int, int]]:
     first: dict[str, int] = {}
-    return [(first[digest], photo) for photo, digest in enumerate(digests) if first.setdefault(digest, photo) != photo]
+    return [
+        (first[digest], photo)
+        for photo, digest in enumerate(digests)
+        if first.setdefault(digest, photo) != photo
+    ]
 
 
 def _near(phashes: np.ndarray, thumbs: np.ndarray, rows: int = 256) -> list[tuple[int, int]]:

@@ -67,7 +67,9 @@ class UnfreezeTopLayers(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         stage = _classifier(pl_module).stage
         if stage.ended and stage.last:
-            log.info("This run is finished: stage %d has ended. There is nothing left to train.", stage.number)
+            log.info(
+                "This run is finished: stage %d has ended. There is nothing left to train.", stage.number
+            )
             trainer.should_stop = True
         elif not stage.ended:
             self._announce(_classifier(pl_module))
@@ -85,7 +87,9 @@ class UnfreezeTopLayers(L.Callback):
         loss = float(trainer.callback_metrics["val_loss"])
         if not module.stage.last and loss < self.best_loss:
             self.best_loss = loss
-            self.best_head = {name: value.detach().cpu().clone() for name, value in module.network.head.state_dict().items()}
+            self.best_head = {
+                name: value.detach().cpu().clone() for name, value in module.network.head.state_dict().items()
+            }
         if trainer.current_epoch + 1 - module.stage.first_epoch >= self.epochs[module.stage.number]:
             end_stage(trainer, module)
 
@@ -130,7 +134,9 @@ class StageEarlyStopping(L.Callback):
         return {"stage": self.stage, "best_loss": self.best_loss, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.stage, self.best_loss, self.waited = (state_dict[name] for name in ("stage", "best_loss", "waited"))
+        self.stage, self.best_loss, self.waited = (
+            state_dict[name] for name in ("stage", "best_loss", "waited")
+        )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:

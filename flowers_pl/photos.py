@@ -57,16 +57,22 @@ def list_photos(root: str | os.PathLike[str], option: str = "--data.root") -> li
     root = Path(root)
     if not root.is_dir():
         raise FlowersError(f"{option}: there is no folder {str(root)!r}; {LAYOUT}.")
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    classes = sorted(
+        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
+    )
     if not classes:
         raise FlowersError(f"{option}: {str(root)!r} has no class folders; {LAYOUT}.")
     photos = [Photo(f"{label}/{path}", label) for label in classes for path in files_below(root / label)]
     if empty := sorted(set(classes) - {photo.label for photo in photos}):
-        raise FlowersError(f"{option}: class folder {str(root / empty[0])!r} is empty; put photos there or remove it.")
+        raise FlowersError(
+            f"{option}: class folder {str(root / empty[0])!r} is empty; put photos there or remove it."
+        )
     return sorted(photos)
 
 
-def check_classes(photos: Iterable[Photo], listed: Iterable[Photo], root: str | os.PathLike[str]) -> list[str]:
+def check_classes(
+    photos: Iterable[Photo], listed: Iterable[Photo], root: str | os.PathLike[str]
+) -> list[str]:
     """The class names, sorted, once it is known which photos take part.
 
     Args:
@@ -80,7 +86,9 @@ def check_classes(photos: Iterable[Photo], listed: Iterable[Photo], root: str | 
     counts = Counter(photo.label for photo in photos)
     classes = sorted({photo.label for photo in listed})
     if len(classes) < 2:
-        raise FlowersError(f"--data.root: {str(root)!r} has one class only, {classes[0]!r}; at least two are needed.")
+        raise FlowersError(
+            f"--data.root: {str(root)!r} has one class only, {classes[0]!r}; at least two are needed."
+        )
     for label in classes:
         if counts[label] < 2:
             raise FlowersError(
@@ -103,10 +111,14 @@ def list_pictures(where: str | os.PathLike[str]) -> tuple[Path, list[str]]:
     if where.is_file():
         return where.parent, [where.name]
     if not where.is_dir():
-        raise FlowersError(f"--data.predict_root: there is no photo or folder {str(where)!r}; give the path of one.")
+        raise FlowersError(
+            f"--data.predict_root: there is no photo or folder {str(where)!r}; give the path of one."
+        )
     paths = sorted(files_below(where))
     if not paths:
-        raise FlowersError(f"--data.predict_root: folder {str(where)!r} is empty; give a photo or a folder of photos.")
+        raise FlowersError(
+            f"--data.predict_root: folder {str(where)!r} is empty; give a photo or a folder of photos."
+        )
     return where, paths
 
 

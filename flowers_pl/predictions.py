@@ -26,12 +26,16 @@ class Row(NamedTuple):
     error: str
 
 
-def prediction_rows(predictions: Iterable[Prediction], paths: Sequence[str], classes: Sequence[str]) -> list[Row]:
+def prediction_rows(
+    predictions: Iterable[Prediction], paths: Sequence[str], classes: Sequence[str]
+) -> list[Row]:
     """One row a photo, in the order of `paths`."""
     rows: dict[int, Row] = {}
     for some in predictions:
         for place, shares in zip(some.rows.tolist(), some.probabilities.tolist(), strict=True):
-            rows[place] = Row(paths[place], classes[max(range(len(classes)), key=shares.__getitem__)], shares, "")
+            rows[place] = Row(
+                paths[place], classes[max(range(len(classes)), key=shares.__getitem__)], shares, ""
+            )
         rows |= {place: Row(paths[place], "", (), reason) for place, reason in some.unreadable}
     return [rows[place] for place in sorted(rows)]
 

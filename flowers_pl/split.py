@@ -131,7 +131,9 @@ def check_sides(placed: Sequence[Placed], classes: Sequence[str], every_class: b
                     " in its folder (copies of one photo count as one), or remove the folder."
                 )
     if VAL not in {one.side for one in placed}:
-        raise FlowersError("--data.split: no photo is left to validate with; give more photos or a larger --data.val_fraction.")
+        raise FlowersError(
+            "--data.split: no photo is left to validate with; give more photos or a larger --data.val_fraction."
+        )
 
 
 def straddling(placed: Sequence[Placed]) -> dict[str, list[str]]:
@@ -165,7 +167,9 @@ def read_split(file: Path, photos: Sequence[Photo]) -> list[Placed]:
         with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
             reader = csv.DictReader(stream)
             if missing := set(HEADER) - set(reader.fieldnames or ()):
-                raise FlowersError(f"--data.split: {str(file)!r} has no column {sorted(missing)[0]!r}; use a run's split.csv.")
+                raise FlowersError(
+                    f"--data.split: {str(file)!r} has no column {sorted(missing)[0]!r}; use a run's split.csv."
+                )
             placed = sorted(Placed(**{name: row[name] or "" for name in HEADER}) for row in reader)
     except (OSError, csv.Error, UnicodeError) as error:
         raise FlowersError(
@@ -174,7 +178,9 @@ def read_split(file: Path, photos: Sequence[Photo]) -> list[Placed]:
     known = set(photos)
     for one in placed:
         if one.side not in (TRAIN, VAL):
-            raise FlowersError(f"--data.split: {str(file)!r} has side {one.side!r} for {one.path!r}; it must be train or val.")
+            raise FlowersError(
+                f"--data.split: {str(file)!r} has side {one.side!r} for {one.path!r}; it must be train or val."
+            )
         if Photo(one.path, one.label) not in known:
             raise FlowersError(
                 f"--data.split: {str(file)!r} names {one.path!r}, which is not among the readable photos of class"

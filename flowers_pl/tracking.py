@@ -71,7 +71,10 @@ class EpochTable(Logger):
 def read_table(file: str | os.PathLike[str]) -> list[dict[str, float]]:
     """The rows of a metrics.csv; empty cells are left out."""
     with open(file, newline="") as stream:
-        return [{name: int(cell) if name == "epoch" else float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(stream)]
+        return [
+            {name: int(cell) if name == "epoch" else float(cell) for name, cell in row.items() if cell}
+            for row in csv.DictReader(stream)
+        ]
 
 
 class Throughput(L.Callback):
@@ -80,7 +83,9 @@ class Throughput(L.Callback):
     def __init__(self) -> None:
         self.photos, self.start, self.end = 0, 0.0, 0.0
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         if self.photos == 0:
             self.start = time.perf_counter()
 

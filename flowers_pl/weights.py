@@ -72,7 +72,9 @@ def _read(file: Path) -> Mapping[str, Tensor]:
             " torchvision's mobilenet_v2."
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise FlowersError(f"--model.weights: {str(file)!r} holds no state_dict; save one with torch.save(model.state_dict()).")
+        raise FlowersError(
+            f"--model.weights: {str(file)!r} holds no state_dict; save one with torch.save(model.state_dict())."
+        )
     return state
 
 

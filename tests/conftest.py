@@ -45,7 +45,9 @@ def data(drawings: Path) -> FlowersDataModule:
 
 def _given(variable: str) -> Path:
     if variable not in os.environ:
-        pytest.skip(f"{variable} is not set: it names the real {variable.removeprefix('FLOWERS_').lower()} to test on")
+        pytest.skip(
+            f"{variable} is not set: it names the real {variable.removeprefix('FLOWERS_').lower()} to test on"
+        )
     return Path(os.environ[variable])
 
 

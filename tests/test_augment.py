@@ -33,7 +33,9 @@ def smooth_photos(count: int, height: int = 48, width: int = 48) -> Tensor:
 
 def test_the_middle_draw_changes_nothing() -> None:
     photos = torch.randint(0, 256, (3, 3, 20, 30), dtype=torch.uint8)
-    torch.testing.assert_close(augment(photos, draws(FLIP=[0.5] * 3), Augmentation()), photos.float(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        augment(photos, draws(FLIP=[0.5] * 3), Augmentation()), photos.float(), atol=1e-3, rtol=0
+    )
 
 
 def test_the_warp_is_opencvs_with_replicated_border() -> None:
@@ -58,7 +60,9 @@ def pixel_matrices(some: Tensor, how: Augmentation, height: int, width: int) -> 
     for row, one in zip(share, signed, strict=True):
         angle = np.deg2rad(how.rotation * one[ROTATION])
         rotate = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-        move = np.array([[1, 0, how.shift * width * one[RIGHT]], [0, 1, how.shift * height * one[DOWN]], [0, 0, 1]])
+        move = np.array(
+            [[1, 0, how.shift * width * one[RIGHT]], [0, 1, how.shift * height * one[DOWN]], [0, 0, 1]]
+        )
         zoom = np.diag([1 + how.zoom * one[ZOOM_X], 1 + how.zoom * one[ZOOM_Y], 1])
         flip = np.diag([-1 if row[FLIP] < 0.5 else 1, 1, 1])
         to_middle = np.array([[1, 0, -(width - 1) / 2], [0, 1, -(height - 1) / 2], [0, 0, 1]])
@@ -76,15 +80,23 @@ def test_rotation_turns_each_photo_by_its_own_angle(share: float) -> None:
 
 def test_shifts_are_shares_of_width_and_height() -> None:
     photos = torch.arange(40.0).repeat(2, 3, 20, 1)  # each column holds its number
-    moved = augment(photos, draws(RIGHT=[0.0, 1.0]), Augmentation(rotation=0, zoom=0, brightness=0, flip=False))
-    assert moved[0, 0, 0].tolist() == pytest.approx([0] * 4 + list(range(36)), abs=1e-3)  # 10 % of 40; edge replicated
+    moved = augment(
+        photos, draws(RIGHT=[0.0, 1.0]), Augmentation(rotation=0, zoom=0, brightness=0, flip=False)
+    )
+    assert moved[0, 0, 0].tolist() == pytest.approx(
+        [0] * 4 + list(range(36)), abs=1e-3
+    )  # 10 % of 40; edge replicated
     assert moved[1, 0, 0].tolist() == pytest.approx(list(range(4, 40)) + [39] * 4, abs=1e-3)
-    lower = augment(photos.transpose(2, 3), draws(DOWN=[0.0, 1.0]), Augmentation(rotation=0, zoom=0, brightness=0))
+    lower = augment(
+        photos.transpose(2, 3), draws(DOWN=[0.0, 1.0]), Augmentation(rotation=0, zoom=0, brightness=0)
+    )
     assert lower[0, 0, :, 0].tolist() == pytest.approx([0] * 4 + list(range(36)), abs=1e-3)
 
 
 def test_the_two_zooms_are_drawn_apart() -> None:
-    matrix = matrices(draws(ZOOM_X=[0.0, 1.0, 0.5], ZOOM_Y=[0.5, 0.5, 1.0]) / 2**BITS, Augmentation(), (160, 160))
+    matrix = matrices(
+        draws(ZOOM_X=[0.0, 1.0, 0.5], ZOOM_Y=[0.5, 0.5, 1.0]) / 2**BITS, Augmentation(), (160, 160)
+    )
     assert matrix[:, 0, 0].tolist() == pytest.approx([0.85, 1.15, 1.0])
     assert matrix[:, 1, 1].tolist() == pytest.approx([1.0, 1.0, 1.15])
     assert matrix[:, 0, 1].abs().max() == 0
@@ -92,7 +104,9 @@ def test_the_two_zooms_are_drawn_apart() -> None:
 
 def test_half_of_the_photos_are_mirrored() -> None:
     photos = torch.rand(2, 3, 8, 9) * 255
-    flipped = augment(photos, draws(FLIP=[0.49, 0.51]), Augmentation(rotation=0, shift=0, zoom=0, brightness=0))
+    flipped = augment(
+        photos, draws(FLIP=[0.49, 0.51]), Augmentation(rotation=0, shift=0, zoom=0, brightness=0)
+    )
     torch.testing.assert_close(flipped[0], photos[0].flip(-1), atol=1e-3, rtol=0)
     torch.testing.assert_close(flipped[1], photos[1], atol=1e-3, rtol=0)
     shares = epoch_draws(0, 0, 4000).draws[:, FLIP] < MIDDLE
@@ -108,7 +122,10 @@ def test_brightness_multiplies_and_is_clamped() -> None:
 
 def test_edges_are_replicated_not_blackened() -> None:
     white = torch.full((64, 3, 32, 32), 255, dtype=torch.uint8)
-    assert augment(white, torch.from_numpy(epoch_draws(0, 0, 64).draws), Augmentation(brightness=0)).min() > 254.9
+    assert (
+        augment(white, torch.from_numpy(epoch_draws(0, 0, 64).draws), Augmentation(brightness=0)).min()
+        > 254.9
+    )
 
 
 def test_draws_cover_their_ranges_and_differ_by_photo_epoch_and_seed() -> None:
@@ -131,13 +148,17 @@ def test_a_photos_draws_do_not_depend_on_how_many_photos_there_are() -> None:
 
 def test_draws_are_the_same_on_every_machine() -> None:
     """Philox is a fixed algorithm; these numbers are written down, so that no release of numpy changes a run in silence."""
-    assert epoch_draws(0, 1, 1).draws.tolist() == [[9858006, 9422376, 5000152, 426005, 5426218, 10463675, 3712392]]
+    assert epoch_draws(0, 1, 1).draws.tolist() == [
+        [9858006, 9422376, 5000152, 426005, 5426218, 10463675, 3712392]
+    ]
     assert epoch_draws(-1, 0, 2).keys.tolist() == [8616273357809074041, -6481398688439215130]
     assert epoch_draws(5, 2, 8).order.tolist() == [6, 5, 1, 0, 2, 4, 7, 3]
 
 
 def test_an_empty_batch_stays_empty() -> None:
-    empty = augment(torch.empty(0, 3, 8, 8, dtype=torch.uint8), torch.empty(0, DRAWS, dtype=torch.int32), Augmentation())
+    empty = augment(
+        torch.empty(0, 3, 8, 8, dtype=torch.uint8), torch.empty(0, DRAWS, dtype=torch.int32), Augmentation()
+    )
     assert empty.shape == (0, 3, 8, 8)
 
 

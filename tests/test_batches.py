@@ -52,7 +52,10 @@ def test_an_epoch_can_start_in_its_middle() -> None:
 def test_batches_hold_the_photos_of_their_files(data: FlowersDataModule) -> None:
     validating = [one for one in data.placed if one.side == VAL]
     batches = list(data.val_dataloader())
-    photos, labels = torch.cat([batch.photos for batch in batches]), torch.cat([batch.labels for batch in batches])
+    photos, labels = (
+        torch.cat([batch.photos for batch in batches]),
+        torch.cat([batch.labels for batch in batches]),
+    )
     assert len(photos) == len(validating) == 10
     for photo, label, one in zip(photos, labels, validating, strict=True):
         assert torch.equal(photo, load_photo(data.root / one.path, 32))
@@ -86,7 +89,9 @@ def test_training_photos_are_augmented_anew_each_epoch(data: FlowersDataModule) 
 
 def test_the_training_seed_does_not_move_the_split(drawings: Path) -> None:
     def placed(seed: int, split_seed: int) -> list[object]:
-        module = FlowersDataModule(root=str(drawings), image_size=32, seed=seed, split_seed=split_seed, workers=0)
+        module = FlowersDataModule(
+            root=str(drawings), image_size=32, seed=seed, split_seed=split_seed, workers=0
+        )
         module.setup("fit")
         return [*module.placed]
 

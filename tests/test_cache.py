@@ -37,7 +37,12 @@ def decode(root: Path, **options: object) -> DecodedPhotos:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_pixels_are_those_of_the_files(root: Path, workers: int) -> None:
     found = decode(root, workers=workers)
-    assert [photo.path for photo in found.photos] == ["daisy/0.png", "daisy/1.png", "rose/0.png", "rose/1.png"]
+    assert [photo.path for photo in found.photos] == [
+        "daisy/0.png",
+        "daisy/1.png",
+        "rose/0.png",
+        "rose/1.png",
+    ]
     for photo, row in zip(found.photos, found.rows, strict=True):
         expected = load_photo(root / photo.path, 32).permute(1, 2, 0)
         assert torch.equal(torch.from_numpy(np.array(found.pixels[row])), expected)

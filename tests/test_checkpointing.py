@@ -76,7 +76,9 @@ def write_torn(file: Path) -> None:
         lambda file: torch.save([1, 2], file),
     ],
 )
-def test_torn_and_foreign_files_are_refused_in_one_sentence(tmp_path: Path, write: Callable[[Path], Any]) -> None:
+def test_torn_and_foreign_files_are_refused_in_one_sentence(
+    tmp_path: Path, write: Callable[[Path], Any]
+) -> None:
     write(tmp_path / "some.ckpt")
     with pytest.raises(FlowersError, match=r"^--ckpt_path: '.*some.ckpt' is ") as caught:
         read_checkpoint(tmp_path / "some.ckpt")
@@ -109,12 +111,20 @@ def test_torchvisions_state_dict_fits(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda state: state.pop("features.0.0.weight"), "features.0.0.weight is missing"),
-        (lambda state: state.update({"features.99.weight": torch.zeros(1)}), "features.99.weight is not known"),
-        (lambda state: state.update({"features.0.1.bias": torch.zeros(7)}), r"features.0.1.bias is \(7,\), not \(32,\)"),
+        (
+            lambda state: state.update({"features.99.weight": torch.zeros(1)}),
+            "features.99.weight is not known",
+        ),
+        (
+            lambda state: state.update({"features.0.1.bias": torch.zeros(7)}),
+            r"features.0.1.bias is \(7,\), not \(32,\)",
+        ),
         (lambda state: state.clear(), r"features.0.0.weight is missing; .* and 309 more"),
     ],
 )
-def test_weights_that_do_not_fit_say_which_keys(tmp_path: Path, change: Callable[..., Any], message: str) -> None:
+def test_weights_that_do_not_fit_say_which_keys(
+    tmp_path: Path, change: Callable[..., Any], message: str
+) -> None:
     state = mobilenet_v2().state_dict()
     change(state)
     torch.save(state, tmp_path / "weights.pth")
@@ -127,7 +137,11 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no weights")
     torch.save(nn.Linear(1, 1).state_dict()["weight"], tmp_path / "tensor.pth")
     torch.save({"features.0": Malicious(tmp_path / "ran")}, tmp_path / "evil.pth")
-    for name, message in (("text.pth", "torch.save"), ("tensor.pth", "no state_dict"), ("evil.pth", "torch.save")):
+    for name, message in (
+        ("text.pth", "torch.save"),
+        ("tensor.pth", "no state_dict"),
+        ("evil.pth", "torch.save"),
+    ):
         with pytest.raises(FlowersError, match=message):
             load_weights(FlowerNet(3).backbone, str(tmp_path / name))
     assert not (tmp_path / "ran").exists()

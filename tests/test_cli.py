@@ -9,16 +9,19 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowers_pl.checkpointing import read_checkpoint
 from flowers_pl.classifier import FlowerClassifier
 from flowers_pl.cli import main
-from flowers_pl.decode import load_photo
+from flowers_pl.decode import load_photo, read_photo
 from flowers_pl.drawn import KINDS, draw_flower
+from flowers_pl.exported import Exported
 from flowers_pl.tracking import read_table
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +40,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> Iterator[P
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert main(["fit", "--config", "small.yaml", "--data.root", str(drawings), "--run_name", "first"]) == 0
+        assert (
+            main(["fit", "--config", "small.yaml", "--data.root", str(drawings), "--run_name", "first"]) == 0
+        )
         yield folder
 
 
@@ -78,9 +83,20 @@ def test_a_run_leaves_everything_in_its_folder(inside: Path, drawings: Path) -> 
 def test_tensorboard_shows_the_run(inside: Path) -> None:
     events = EventAccumulator(str(inside / "checkpoints" / "first")).Reload()
     scalars = set(events.Tags()["scalars"])
-    assert scalars >= {"train_loss", "val_loss", "train_f1", "val_f1", "val_accuracy", "lr_head", "lr_top", "stage"}
+    assert scalars >= {
+        "train_loss",
+        "val_loss",
+        "train_f1",
+        "val_f1",
+        "val_accuracy",
+        "lr_head",
+        "lr_top",
+        "stage",
+    }
     table = read_table(inside / "checkpoints" / "first" / "metrics.csv")
-    assert [one.value for one in events.Scalars("val_loss")] == pytest.approx([row["val_loss"] for row in table])
+    assert [one.value for one in events.Scalars("val_loss")] == pytest.approx(
+        [row["val_loss"] for row in table]
+    )
     assert len(events.Scalars("images_per_second")) == 3
     assert "_hparams_/session_start_info" in events.summary_metadata
 
@@ -93,12 +109,11 @@ def test_the_best_checkpoint_has_the_lowest_loss_of_the_run(inside: Path) -> Non
 
 def test_validate_gives_the_figures_of_the_best_epoch(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "--trainer.enable_progress_bar", "false"]) == 0
-    assert "this side chose the checkpoint" in capsys.readouterr().out
-    report = json.loads((inside / "checkpoints" / "first" / "validate.json").read_text())
+    said = capsys.readouterr().out
+    assert "10 validation photos; this side chose the checkpoint" in said
     best = min(read_table(inside / "checkpoints" / "first" / "metrics.csv"), key=lambda row: row["val_loss"])
-    for name in ("val_loss", "val_accuracy", "val_f1"):
-        assert report[name] == pytest.approx(best[name], rel=1e-6)
-    assert report["photos"] == 10
+    for name in ("loss", "accuracy", "f1"):
+        assert f"  {name:<10} {best[f'val_{name}']:.4f}" in said
 
 
 def test_test_judges_another_folder(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +124,7 @@ def test_test_judges_another_folder(inside: Path, capsys: pytest.CaptureFixture[
     (inside / "other" / "daisy" / "torn.jpg").write_text("torn")
     assert main(["test", "--data.test_root", "other", "--trainer.enable_progress_bar", "false"]) == 0
     said = capsys.readouterr().out
-    assert "12 photos of other" in said
+    assert "photos of other" in said
     assert "chose" not in said
     model = FlowerClassifier.load("checkpoints/first/best.ckpt")
     right = [
@@ -117,12 +132,47 @@ def test_test_judges_another_folder(inside: Path, capsys: pytest.CaptureFixture[
         for file in sorted((inside / "other").glob("*/?.jpg"))
     ]
     report = json.loads((inside / "checkpoints" / "first" / "test.json").read_text())
-    assert report["test_accuracy"] == pytest.approx(sum(right) / 12)
+    assert report["photos"] == 12
+    assert report["accuracy"] == pytest.approx(sum(right) / 12)
+    run = inside / "checkpoints" / "first"
+    for name in ("confusion_matrix", "misclassified", "reliability", "training_curves"):
+        with Image.open(run / "plots" / f"{name}.png") as picture:
+            assert min(picture.size) > 200
+            assert len(set(picture.convert("L").get_flattened_data())) > 10  # not an empty picture
 
 
 def test_test_without_a_folder_says_what_it_judges(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["test", "--trainer.enable_progress_bar", "false"]) == 0
-    assert "10 validation photos; this side chose the checkpoint" in capsys.readouterr().out
+    assert "chose the checkpoint" in " ".join(capsys.readouterr().out.split())
+    report = json.loads((inside / "checkpoints" / "first" / "test.json").read_text())
+    assert report["photos"] == 10
+    assert report["caution"]
+
+
+def test_a_run_ends_with_its_final_model(inside: Path, drawings: Path) -> None:
+    final = Exported.open(inside / "checkpoints" / "first" / "final.pt2")
+    assert final.classes == [*KINDS]
+    file = drawings / "rose" / "rose_0000.png"
+    expected = FlowerClassifier.load(inside / "checkpoints" / "first" / "best.ckpt").classify(file)
+    found = dict(zip(final.classes, final(read_photo(file)[None])[0].tolist(), strict=True))
+    assert found == pytest.approx(expected, abs=1e-4)
+    card = (inside / "checkpoints" / "first" / "MODEL_CARD.md").read_text()
+    assert "final.pt2" in card
+
+
+def test_export_writes_onnx_beside_the_checkpoint(inside: Path) -> None:
+    assert main(["export", "--format", "onnx"]) == 0
+    assert Exported.open(inside / "checkpoints" / "first" / "final.onnx").image_size == 32
+
+
+def test_explain_draws_where_the_model_looks(inside: Path, drawings: Path) -> None:
+    assert main(["explain", "--images", str(drawings / "rose"), "--each", "true", "--most", "3"]) == 0
+    folder = inside / "checkpoints" / "first" / "gradcam"
+    assert {path.name for path in folder.iterdir()} == {"example.png", "gradcam_grid.png", "maps.npz", "each"}
+    assert len(list((folder / "each").iterdir())) == 3
+    assert np.load(folder / "maps.npz")["maps"].shape[0] == 3
+    assert main(["explain", "--most", "5"]) == 0
+    assert np.load(folder / "maps.npz")["maps"].shape[0] == 5
 
 
 def test_predict_writes_a_row_for_each_file(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +189,10 @@ def test_predict_writes_a_row_for_each_file(inside: Path, capsys: pytest.Capture
     model = FlowerClassifier.load("checkpoints/first/best.ckpt")
     expected = model(load_photo(inside / "mixed" / "rose.jpg", 32)[None]).softmax(1)[0].tolist()
     assert [float(rows["rose.jpg"][kind]) for kind in KINDS] == pytest.approx(expected, abs=1e-5)
-    assert rows["rose.jpg"]["label"] == max(model.classify(inside / "mixed" / "rose.jpg").items(), key=lambda item: item[1])[0]
+    assert (
+        rows["rose.jpg"]["label"]
+        == max(model.classify(inside / "mixed" / "rose.jpg").items(), key=lambda item: item[1])[0]
+    )
     assert rows["text.jpg"]["label"] == ""
     assert "not a picture" in rows["text.jpg"]["error"]
     assert rows["text.jpg"]["daisy"] == ""
@@ -156,20 +209,26 @@ def test_a_checkpoint_needs_neither_photos_nor_weights(inside: Path, tmp_path: P
 
 def test_a_run_is_reproduced_bit_for_bit(inside: Path, drawings: Path) -> None:
     torch.rand(3)  # the state of the global generator must not matter
-    assert main(["fit", "--config", "small.yaml", "--data.root", str(drawings), "--run_name", "again"]) == 0
-    first, again = (read_checkpoint(f"checkpoints/{run}/last.ckpt")["state_dict"] for run in ("first", "again"))
+    assert main(["fit", "--config", "small.yaml", "--data.root", str(drawings), "--run_name", "again", "--export", "none"]) == 0
+    first, again = (
+        read_checkpoint(f"checkpoints/{run}/last.ckpt")["state_dict"] for run in ("first", "again")
+    )
     assert all(torch.equal(first[name], again[name]) for name in first)
     shutil.rmtree(inside / "checkpoints" / "again")
 
 
-def test_the_notebooks_split_and_a_list_are_taken(inside: Path, drawings: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    quick = ["fit", "--config", "small.yaml", "--data.root", str(drawings), "--unfreeze.top_epochs", "0"]
+def test_the_notebooks_split_and_a_list_are_taken(
+    inside: Path, drawings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["fit", "--config", "small.yaml", "--data.root", str(drawings), "--unfreeze.top_epochs", "0", "--export", "none"]
     assert main([*quick, "--data.split", "notebook", "--run_name", "notebook"]) == 0
     with open("checkpoints/notebook/split.csv", newline="") as stream:
         validating = [row["path"] for row in csv.DictReader(stream) if row["side"] == "val"]
     assert validating == [f"{kind}/{kind}_000{number}.png" for kind in sorted(KINDS) for number in (0, 1)]
     assert main([*quick, "--data.split", "checkpoints/notebook/split.csv", "--run_name", "list"]) == 0
-    assert Path("checkpoints/list/split.csv").read_text() == Path("checkpoints/notebook/split.csv").read_text()
+    assert (
+        Path("checkpoints/list/split.csv").read_text() == Path("checkpoints/notebook/split.csv").read_text()
+    )
     for run in ("notebook", "list"):
         shutil.rmtree(inside / "checkpoints" / run)
 
@@ -213,6 +272,11 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["predict"], "--data.predict_root is missing"),
         (["predict", "--data.predict_root", "nowhere"], "no photo or folder 'nowhere'"),
         (["validate", "--data.root", "nowhere"], "no folder 'nowhere'"),
+        (["explain", "--images", "nowhere"], "no photo or folder 'nowhere'"),
+        (["explain", "--method", "guess"], "--method"),
+        (["explain", "--ckpt_path", "nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),
+        (["export", "--format", "torch", "--quantize", "int8"], "--quantize"),
+        (["export", "--format", "coreml"], "coreml"),
         (["flourish"], "flourish"),
         ([], "subcommand"),
     ],
@@ -224,7 +288,9 @@ def test_a_mistake_gets_one_sentence(
     assert {path.name for path in (inside / "checkpoints").iterdir()} == {"first"}
 
 
-def test_folders_that_cannot_be_trained_on(inside: Path, drawings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_that_cannot_be_trained_on(
+    inside: Path, drawings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fit = ["fit", "--config", "small.yaml", "--data.root"]
     (inside / "set" / "rose").mkdir(parents=True)
     assert "class folder 'set/rose' is empty" in failure(capsys, *fit, "set")
@@ -236,12 +302,16 @@ def test_folders_that_cannot_be_trained_on(inside: Path, drawings: Path, capsys:
     assert "class 'tulip' in 'set' has 0 usable photos" in failure(capsys, *fit, "set")
 
 
-def test_classes_that_the_model_does_not_know(inside: Path, drawings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_that_the_model_does_not_know(
+    inside: Path, drawings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(drawings / "rose", inside / "strange" / "orchid")
     assert "has class 'orchid'" in failure(capsys, "test", "--data.test_root", "strange")
 
 
-def test_no_checkpoint_no_judgement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_checkpoint_no_judgement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     for command in ("test", "validate", "predict"):
         assert "no best.ckpt" in failure(capsys, command)

@@ -22,11 +22,22 @@ def fit(home: Path, drawings: Path, run: str, devices: int) -> dict[str, torch.T
         "--data.root": drawings, "--data.image_size": 32, "--data.batch_size": 7, "--data.workers": 0,
         "--model.weights": "null", "--model.top_lr": 1e-3, "--unfreeze.head_epochs": 2, "--unfreeze.top_epochs": 2,
         "--trainer.accelerator": "cpu", "--trainer.devices": devices, "--trainer.strategy": "ddp" if devices > 1 else "auto",
-        "--trainer.precision": "64-true", "--trainer.enable_progress_bar": "false", "--run_name": run,
+        "--trainer.precision": "64-true", "--trainer.enable_progress_bar": "false", "--run_name": run, "--export": "none",
     }  # fmt: skip
-    command = [sys.executable, "-m", "flowers_pl", "fit", *(str(word) for pair in settings.items() for word in pair)]
+    command = [
+        sys.executable,
+        "-m",
+        "flowers_pl",
+        "fit",
+        *(str(word) for pair in settings.items() for word in pair),
+    ]
     done = subprocess.run(
-        command, cwd=home, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
+        command,
+        cwd=home,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Stage 2 trains") == 1  # one rank speaks
@@ -37,7 +48,9 @@ def fit(home: Path, drawings: Path, run: str, devices: int) -> dict[str, torch.T
 @pytest.mark.parametrize("devices", [2, 3])
 def test_any_number_of_processes_gives_the_same_run(tmp_path: Path, drawings: Path, devices: int) -> None:
     one, several = fit(tmp_path, drawings, "one", 1), fit(tmp_path, drawings, "several", devices)
-    difference = {name: (one[name] - several[name]).norm() / one[name].norm().clamp_min(1e-12) for name in one}
+    difference = {
+        name: (one[name] - several[name]).norm() / one[name].norm().clamp_min(1e-12) for name in one
+    }
     assert max(difference.values()) < 1e-10, max(difference, key=lambda name: difference[name])
     tables = [read_table(tmp_path / "checkpoints" / run / "metrics.csv") for run in ("one", "several")]
     for row, other in zip(*tables, strict=True):

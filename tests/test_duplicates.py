@@ -21,7 +21,9 @@ def prints(*pictures: Image.Image) -> list[Fingerprint]:
 
 def groups(found: list[Fingerprint]) -> list[int]:
     hashes = np.array([one.phash for one in found], dtype=np.uint64)
-    return duplicate_groups([one.digest for one in found], hashes, np.stack([one.thumb for one in found])).tolist()
+    return duplicate_groups(
+        [one.digest for one in found], hashes, np.stack([one.thumb for one in found])
+    ).tolist()
 
 
 def test_copies_resized_recompressed_and_recoloured_are_one_group(tmp_path: Path) -> None:

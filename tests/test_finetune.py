@@ -59,7 +59,9 @@ def test_two_stages_train_what_they_should_and_nothing_else(data: FlowersDataMod
     fit.fit(model, datamodule=data)
     assert watch.trainable == [(6_405, 2)] * 2 + [(1_532_805, 34)] * 2
     assert watch.rates == [{"head": 1e-3}] * 2 + [{"head": 1e-4, "top": 1e-4}] * 2
-    assert watch.optimizers[0] == watch.optimizers[1] != watch.optimizers[2] == watch.optimizers[3]  # a fresh Adam
+    assert (
+        watch.optimizers[0] == watch.optimizers[1] != watch.optimizers[2] == watch.optimizers[3]
+    )  # a fresh Adam
     start, _, boundary, _ = watch.states
     end = state(model)
     assert changed(start, boundary) <= {"head.weight", "head.bias"}
@@ -105,7 +107,9 @@ class Stages(L.Callback):
         self.heads.append(pl_module.network.head.weight.detach().clone())
 
 
-def run(data: FlowersDataModule, losses: list[float], patience: int, head: int, top: int) -> tuple[Scripted, Stages]:
+def run(
+    data: FlowersDataModule, losses: list[float], patience: int, head: int, top: int
+) -> tuple[Scripted, Stages]:
     model, stages = Scripted(losses), Stages()
     callbacks = [StageEarlyStopping(patience), UnfreezeTopLayers(2, head, top), stages]
     trainer(*callbacks, limit_train_batches=1).fit(model, datamodule=data)
@@ -132,7 +136,9 @@ def test_a_loss_that_is_no_number_is_no_improvement(data: FlowersDataModule) -> 
 
 
 @pytest.mark.parametrize(("head", "top", "numbers"), [(2, 0, [1, 1]), (0, 2, [2, 2]), (1, 1, [1, 2])])
-def test_either_stage_may_be_left_out(data: FlowersDataModule, head: int, top: int, numbers: list[int]) -> None:
+def test_either_stage_may_be_left_out(
+    data: FlowersDataModule, head: int, top: int, numbers: list[int]
+) -> None:
     watch = Watch()
     stages = Stages()
     model = FlowerClassifier(weights=None)
@@ -156,7 +162,9 @@ def test_fewer_epochs_than_the_stages_have_still_end_the_run(data: FlowersDataMo
     assert stages.numbers == [1, 1, 2]
 
 
-def test_the_log_says_what_each_stage_trains(data: FlowersDataModule, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_says_what_each_stage_trains(
+    data: FlowersDataModule, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, "flowers_pl"):
         run(data, [2, 1], patience=4, head=1, top=1)
     said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Stage")]
@@ -166,7 +174,9 @@ def test_the_log_says_what_each_stage_trains(data: FlowersDataModule, caplog: py
     ]
 
 
-@pytest.mark.parametrize("options", [{"layers": 0}, {"layers": 155}, {"head_epochs": -1}, {"head_epochs": 0, "top_epochs": 0}])
+@pytest.mark.parametrize(
+    "options", [{"layers": 0}, {"layers": 155}, {"head_epochs": -1}, {"head_epochs": 0, "top_epochs": 0}]
+)
 def test_impossible_stages_are_named(options: dict[str, int]) -> None:
     with pytest.raises(FlowersError, match=f"--unfreeze.{next(iter(options))}"):
         UnfreezeTopLayers(**options)
@@ -232,8 +242,12 @@ def test_validation_figures_are_those_of_all_photos_at_once(data: FlowersDataMod
     labels = torch.cat([batch.labels for batch in data.val_dataloader()])
     with torch.no_grad():
         logits = model.eval()(photos)
-    assert fit.callback_metrics["val_loss"].item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
-    assert fit.callback_metrics["val_accuracy"].item() == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert fit.callback_metrics["val_loss"].item() == pytest.approx(
+        F.cross_entropy(logits, labels).item(), rel=1e-5
+    )
+    assert fit.callback_metrics["val_accuracy"].item() == pytest.approx(
+        (logits.argmax(1) == labels).float().mean().item()
+    )
 
 
 def test_the_first_head_depends_on_the_seed_alone() -> None:

@@ -96,8 +96,12 @@ def test_dropout_drops_its_share_and_scales_the_rest() -> None:
     share = (dropped == 0).float()
     deviation = (0.3 * 0.7 / share.numel()) ** 0.5
     assert share.mean().item() == pytest.approx(0.3, abs=5 * deviation)
-    assert share.mean(0).std().item() == pytest.approx((0.21 / 400) ** 0.5, rel=0.2)  # features are independent
-    assert share.mean(1).std().item() == pytest.approx((0.21 / 1280) ** 0.5, rel=0.2)  # photos are independent
+    assert share.mean(0).std().item() == pytest.approx(
+        (0.21 / 400) ** 0.5, rel=0.2
+    )  # features are independent
+    assert share.mean(1).std().item() == pytest.approx(
+        (0.21 / 1280) ** 0.5, rel=0.2
+    )  # photos are independent
 
 
 def test_a_photo_meets_the_same_mask_in_any_batch() -> None:

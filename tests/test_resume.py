@@ -18,6 +18,7 @@ SMALL = {
     "data": {"image_size": 32, "batch_size": 8, "workers": 0},
     "model": {"weights": None},
     "unfreeze": {"head_epochs": 2, "top_epochs": 2},
+    "export": "none",
     "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
 }
 
@@ -28,7 +29,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> Iterator[P
     folder = tmp_path_factory.mktemp("resume")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        (folder / "small.yaml").write_text(yaml.safe_dump(SMALL | {"data": {**SMALL["data"], "root": str(drawings)}}))
+        (folder / "small.yaml").write_text(
+            yaml.safe_dump(SMALL | {"data": {**SMALL["data"], "root": str(drawings)}})
+        )
         assert main(["fit", "--config", "small.yaml", "--run_name", "whole"]) == 0
         yield folder
 
@@ -44,8 +47,12 @@ def test_a_resumed_run_ends_as_if_never_stopped(home: Path, epochs: int) -> None
         whole, parts = (read_checkpoint(home / "checkpoints" / one / name) for one in ("whole", "parts"))
         assert whole["epoch"] == parts["epoch"]
         assert whole["global_step"] == parts["global_step"]
-        assert all(torch.equal(whole["state_dict"][key], parts["state_dict"][key]) for key in whole["state_dict"])
-    for one, other in zip(read_table(home / "checkpoints/whole/metrics.csv"), read_table(run / "metrics.csv"), strict=True):
+        assert all(
+            torch.equal(whole["state_dict"][key], parts["state_dict"][key]) for key in whole["state_dict"]
+        )
+    for one, other in zip(
+        read_table(home / "checkpoints/whole/metrics.csv"), read_table(run / "metrics.csv"), strict=True
+    ):
         assert {**one, "images_per_second": 0} == {**other, "images_per_second": 0}
     shutil.rmtree(run)
 
@@ -60,7 +67,9 @@ def test_a_finished_run_says_so_and_stays(home: Path, caplog: pytest.LogCaptureF
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_other_classes_cannot_be_resumed_on(home: Path, drawings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_classes_cannot_be_resumed_on(
+    home: Path, drawings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(drawings, home / "fewer", ignore=shutil.ignore_patterns("tulip"))
     last = str(home / "checkpoints" / "whole" / "last.ckpt")
     assert main(["fit", "--ckpt_path", last, "--data.root", "fewer"]) == 1

@@ -24,7 +24,11 @@ from flowers_pl.split import (
     write_split,
 )
 
-PHOTOS = sorted(Photo(f"{label}/{number:03}.jpg", label) for label, count in {"rose": 100, "tulip": 55} .items() for number in range(count))
+PHOTOS = sorted(
+    Photo(f"{label}/{number:03}.jpg", label)
+    for label, count in {"rose": 100, "tulip": 55}.items()
+    for number in range(count)
+)
 ALONE = np.arange(len(PHOTOS))
 
 
@@ -43,7 +47,11 @@ def test_the_split_depends_on_its_seed_alone() -> None:
     first, again, other = (grouped_split(PHOTOS, ALONE, 0.2, seed)[0] for seed in (0, 0, 1))
     assert first == again
     assert first != other
-    assert [one.path for one in first if one.side == VAL][:3] == ["rose/005.jpg", "rose/011.jpg", "rose/012.jpg"]
+    assert [one.path for one in first if one.side == VAL][:3] == [
+        "rose/005.jpg",
+        "rose/011.jpg",
+        "rose/012.jpg",
+    ]
 
 
 def test_adding_a_photo_moves_few_others() -> None:
@@ -149,8 +157,12 @@ def test_real_photos_no_group_straddles_and_conflicts_are_named(real_photos: Pat
         one_side.setdefault(group, set()).add(side.get(photo.path, "out"))
     assert all(len(found) == 1 for found in one_side.values())
     conflicts = ("17104364030_ee31ee279b_n", "17291451621_0e39f08b9e_n", "17291930305_79deae6a90_n")
-    assert [one.path for one in left_out] == [f"{label}/{name}.jpg" for label in ("rose", "tulip") for name in conflicts]
+    assert [one.path for one in left_out] == [
+        f"{label}/{name}.jpg" for label in ("rose", "tulip") for name in conflicts
+    ]
     same = {one.group for one in placed if one.path.startswith("tulip/7166550328_de0d73cfa9")}
     assert same == {"tulip/7166550328_de0d73cfa9.jpg"}
     assert sum(one.side == VAL for one in placed) == pytest.approx(0.2 * len(placed), abs=3)
-    assert straddling(notebook_split(decoded.photos, groups, 0.2))  # which is why the notebook's figures flattered it
+    assert straddling(
+        notebook_split(decoded.photos, groups, 0.2)
+    )  # which is why the notebook's figures flattered it

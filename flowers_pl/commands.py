@@ -1,0 +1,266 @@
+"""What is done with a trained run besides judging it: pictures of it, explanations, and the final model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from flowers_pl import figures
+from flowers_pl.checkpointing import KEY, newest_best, read_checkpoint
+from flowers_pl.classifier import FlowerClassifier
+from flowers_pl.datamodule import FlowersDataModule
+from flowers_pl.decode import UnreadablePhoto, load_photo, read_photo
+from flowers_pl.errors import FlowersError
+from flowers_pl.photos import LeftOut, Photo, list_pictures
+from flowers_pl.report import Report
+from flowers_pl.split import TRAIN, VAL, Placed
+from flowers_pl.tracking import LEFT_OUT, METRICS, SPLIT, read_table
+
+log = logging.getLogger(__name__)
+RUNS = Path("checkpoints")
+PLOTS = "plots"
+CHECKED = 64  # validation photos that an export made by `fit` is checked on
+CALIBRATED = 200  # training photos that int8 is calibrated on
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a picture, making its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)
+
+
+def draw_curves(run: Path, best_epoch: int) -> None:
+    """`plots/training_curves.png` of a run, from its metrics.csv."""
+    save(figures.training_curves(read_table(run / METRICS), best_epoch), run / PLOTS / "training_curves.png")
+
+
+def draw_report(run: Path, report: Report, root: Path, mistakes: Sequence[tuple[Photo, str, float]]) -> None:
+    """The pictures of a report.
+
+    Args:
+        run: where they go, into `plots`.
+        report: the numbers.
+        root: of the photos.
+        mistakes: photo, predicted class and its probability, the most confident first.
+    """
+    save(figures.confusion_matrix(report.confusion, report.classes), run / PLOTS / "confusion_matrix.png")
+    save(figures.reliability_diagram(report), run / PLOTS / "reliability.png")
+    shown = mistakes[:16]
+    pictures = [load_photo(root / photo.path, 160).permute(1, 2, 0).numpy() for photo, _, _ in shown]
+    figure = figures.misclassified(
+        pictures,
+        [photo.label for photo, _, _ in shown],
+        [label for _, label, _ in shown],
+        [share for _, _, share in shown],
+        total=len(mistakes),
+    )
+    save(figure, run / PLOTS / "misclassified.png")
+
+
+def settings_of(ckpt: Path) -> dict[str, Any]:
+    """The data settings that a checkpoint was trained with, and the very split, where it still lies beside it."""
+    data = dict(read_checkpoint(ckpt)[KEY]["data"])
+    split = ckpt.parent / SPLIT
+    return data | ({"split": str(split)} if split.is_file() else {})
+
+
+def explain(
+    ckpt_path: str | None = None,
+    images: str | None = None,
+    method: str = "gradcam",
+    layer: str | None = None,
+    target: str | None = None,
+    each: bool = False,
+    most: int = 40,
+    faithfulness: int = 0,
+) -> None:
+    """Show where the model looks: heat maps in the folder gradcam of the run.
+
+    Args:
+        ckpt_path: the checkpoint; null for the newest best.ckpt.
+        images: a photo or a folder; null for a sample of the validation side.
+        method: gradcam, gradcam++, hirescam, xgradcam, layercam, eigencam, eigengradcam, scorecam or ablationcam.
+        layer: dotted name of a layer of the network; null for the last feature block.
+        target: the class to explain; null for each photo's likeliest.
+        each: write one PNG for each photo too.
+        most: at most so many photos.
+        faithfulness: measure on so many of the photos how much the maps can be trusted (slow); 0 for none.
+    """
+    from flowers_pl.explain import explain_photos, explanation_figure, grid_figure, overlay
+
+    ckpt = Path(ckpt_path) if ckpt_path else newest_best(RUNS)
+    model = FlowerClassifier.load(ckpt)
+    names, photos, truths = _to_explain(ckpt, model, images, most)
+    explained = explain_photos(model, photos, truths, target, method, layer)
+    folder = ckpt.parent / "gradcam"
+    save(explanation_figure(explained[0], names[0]), folder / "example.png")
+    save(grid_figure(explained, model.classes, f"{method}, {len(explained)} photos"), folder / "gradcam_grid.png")
+    np.savez_compressed(folder / "maps.npz", paths=names, maps=np.stack([one.heat for one in explained]))
+    for name, one in zip(names, explained, strict=True):
+        if each:
+            file = folder / "each" / f"{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(overlay(one.photo, one.heat)).save(file)
+    if faithfulness:
+        _measure(model, photos[:faithfulness], method, layer, folder)
+    log.info("%d photos explained by %s of %s: %s.", len(explained), method, ckpt, folder)
+
+
+def _to_explain(
+    ckpt: Path, model: FlowerClassifier, images: str | None, most: int
+) -> tuple[list[str], list[Tensor], list[str | None]]:
+    """Names, photos at their own size, and classes where they are known: those of the folders that photos lie in."""
+    from flowers_pl.explain import even_sample
+
+    if images is None:
+        placed, root = _placed(ckpt), Path(read_checkpoint(ckpt)[KEY]["data"]["root"])
+        validating = [one for one in placed if one.side == VAL]
+        labels = np.array([model.classes.index(one.label) for one in validating])
+        paths = [validating[row].path for row in even_sample(labels, most)]
+    else:
+        root, paths = list_pictures(images)
+        paths = paths[:most]
+    names, photos, truths = [], [], []
+    for path in paths:
+        try:
+            photos.append(read_photo(root / path))
+        except UnreadablePhoto as reason:
+            log.warning("Left out: %s %s.", path, reason)
+            continue
+        names.append(path)
+        above = (root / path).parent.name
+        truths.append(above if above in model.classes else None)
+    if not photos:
+        raise FlowersError(f"--images: none of the photos in {str(root)!r} can be read; give others.")
+    return names, photos, truths
+
+
+def _placed(ckpt: Path) -> list[Placed]:
+    """The split of a run."""
+    file = ckpt.parent / SPLIT
+    if not file.is_file():
+        raise FlowersError(f"{str(file)!r} is missing, so the validation photos are not known; give --images.")
+    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        return [Placed(**row) for row in csv.DictReader(stream)]
+
+
+def _measure(
+    model: FlowerClassifier, photos: Sequence[Tensor], method: str, layer: str | None, folder: Path
+) -> None:
+    from flowers_pl.decode import resize_photo
+    from flowers_pl.faithfulness import faithfulness, faithfulness_figure
+
+    squares = torch.stack([resize_photo(photo, model.image_size) for photo in photos])
+    measured = faithfulness(model, squares, method=method, layer=layer)
+    (folder / "explain.json").write_text(json.dumps(measured, indent=2))
+    save(faithfulness_figure(measured), folder / "faithfulness.png")
+
+
+def export(
+    ckpt_path: str | None = None,
+    format: Literal["torch", "onnx"] = "torch",
+    quantize: Literal["int8"] | None = None,
+    out: str | None = None,
+) -> None:
+    """Write the final model for use elsewhere, checked against its checkpoint, and a model card beside it.
+
+    Args:
+        ckpt_path: the checkpoint; null for the newest best.ckpt.
+        format: torch for a .pt2 of torch.export, or onnx.
+        quantize: int8 for a quantised ONNX file beside the other.
+        out: the file to write; null for final.pt2 or final.onnx beside the checkpoint.
+    """
+    ckpt = Path(ckpt_path) if ckpt_path else newest_best(RUNS)
+    if quantize and format != "onnx":
+        raise FlowersError("--quantize int8 goes with --format onnx; give both.")
+    data = FlowersDataModule(**settings_of(ckpt))
+    data.prepare_data()
+    data.setup("validate")
+    model = FlowerClassifier.load(ckpt)
+    file = Path(out) if out else ckpt.parent / ("final.pt2" if format == "torch" else "final.onnx")
+    write_final(model, ckpt, file, data, quantize=quantize)
+
+
+def write_final(
+    model: FlowerClassifier,
+    ckpt: Path,
+    file: Path,
+    data: FlowersDataModule,
+    checked: int | None = None,
+    quantize: str | None = None,
+) -> None:
+    """Export a model, check it on validation photos at their own sizes, and write its card.
+
+    Args:
+        model: the trained model.
+        ckpt: where it comes from.
+        file: where it goes; .onnx or .pt2.
+        data: set up, with the validation side.
+        checked: on how many photos, evenly spread; None for all.
+        quantize: "int8" for a quantised ONNX file too.
+
+    Raises:
+        FlowersError: the exported model does not agree with the checkpoint.
+    """
+    from flowers_pl.export import export_onnx, export_torch
+    from flowers_pl.exported import Exported, check_export
+    from flowers_pl.model_card import model_card
+
+    (export_onnx if file.suffix == ".onnx" else export_torch)(model, file)
+    judged = data.judged[:: max(1, len(data.judged) // checked)] if checked else data.judged
+    agreement = check_export(
+        Exported.open(file), model, (read_photo(data.root / photo.path) for photo in judged)
+    )
+    agreement.verify()
+    files = {file.name: str(agreement)}
+    log.info("%s: %s", file, agreement)
+    if quantize:
+        files |= _quantized(file, data)
+    result = ckpt.parent / "test.json"
+    with_left_out = ckpt.parent / LEFT_OUT
+    checkpoint = read_checkpoint(ckpt)
+    card = model_card(
+        checkpoint[KEY],
+        checkpoint["hyper_parameters"],
+        data.placed,
+        [LeftOut(**row) for row in _rows(with_left_out)],
+        json.loads(result.read_text()) if result.is_file() else None,
+        files,
+    )
+    (file.parent / "MODEL_CARD.md").write_text(card)
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    if not file.is_file():
+        return []
+    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _quantized(file: Path, data: FlowersDataModule) -> dict[str, str]:
+    """Write the int8 model and say what it costs."""
+    from flowers_pl.export import accuracy_loss, quantize_int8
+    from flowers_pl.exported import Exported
+
+    small = file.with_name(f"{file.stem}_int8.onnx")
+    training = [one.path for one in data.placed if one.side == TRAIN]
+    sample = training[:: max(1, len(training) // CALIBRATED)]
+    quantize_int8(file, small, (read_photo(data.root / path) for path in sample))
+    labels = np.array([data.classes.index(photo.label) for photo in data.judged])
+    before, after = (
+        Exported.open(one).each(read_photo(data.root / photo.path) for photo in data.judged)
+        for one in (file, small)
+    )
+    what = f"{small.stat().st_size / 1e6:.2f} MB, {accuracy_loss(before, after, labels)}"
+    log.info("%s: %s", small, what)
+    return {small.name: what}
