@@ -34,7 +34,7 @@ _HOMES = {
     "read_photo": "decode",
     "resize_photo": "decode",
 }
-__all__ = [*_HOMES]  # noqa: PLE0604
+__all__ = [*_HOMES]
 
 try:
     __version__ = version("flowers_pl")
@@ -43,7 +43,7 @@ except PackageNotFoundError:  # run from a checkout that was never installed
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is asked for: torch and Lightning take seconds, and not every name needs them."""
+    """Import a public name when it is asked for: torch and Lightning take seconds."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

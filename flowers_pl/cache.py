@@ -182,7 +182,7 @@ def _decode_all(decoder: _Decoder, workers: int | None) -> Iterator[tuple[int, F
     if workers is None:
         workers = min(cores(), len(decoder) // 4)
     loader = DataLoader(decoder, batch_size=None, num_workers=workers)
-    with tqdm(total=len(decoder.photos), desc="Decoding photos once", unit="photo", leave=False) as bar:
+    with tqdm(total=len(decoder.photos), desc="Decoding photos once", unit="photo", leave=False, disable=None) as bar:
         for chunk in loader:
             yield from chunk
             bar.update(len(chunk))

@@ -10,18 +10,26 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
-
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from flowers_pl.checkpointing import BEST, AtomicCheckpointIO, RunCheckpoints, newest_best, read_checkpoint
-from flowers_pl.classifier import FlowerClassifier
-from flowers_pl.commands import CHECKED, RUNS, draw_curves, draw_report, explain, export, settings_of, write_final
+from flowers_pl.classifier import FlowerClassifier, Prediction
+from flowers_pl.commands import (
+    CHECKED,
+    RUNS,
+    draw_curves,
+    draw_report,
+    explain,
+    export,
+    settings_of,
+    write_final,
+)
 from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.errors import FlowersError
 from flowers_pl.finetune import StageEarlyStopping, UnfreezeTopLayers
@@ -32,7 +40,7 @@ from flowers_pl.weights import check_weights
 
 log = logging.getLogger("flowers_pl")
 OTHERS: dict[str, Callable[..., None]] = {"explain": explain, "export": export}
-RUN_NAME = "FLOWERS_PL_RUN_NAME"  # hands the run's name on to the processes that Lightning starts for the other ranks
+RUN_NAME = "FLOWERS_PL_RUN_NAME"  # hands the run's name on to the processes that Lightning starts
 
 
 def main(args: list[str] | None = None) -> int:
@@ -63,8 +71,8 @@ class OneLineParser(LightningArgumentParser):
 class FlowersCLI(LightningCLI):
     """fit, validate, test, predict, explain and export.
 
-    `fit` has all settings. The others take the model's from its checkpoint, and the data's too, where the command line does not say
-    otherwise.
+    `fit` has all settings. The others take the model's from its checkpoint, and the data's too, where the
+    command line does not say otherwise.
 
     Args:
         args: the command line, without the program's name.
@@ -121,6 +129,7 @@ class FlowersCLI(LightningCLI):
             other = self.parser_class()
             other.add_function_arguments(function, as_group=False)
             summary = (function.__doc__ or "").partition("\n")[0]
+            assert parser._subcommands_action is not None
             parser._subcommands_action.add_subcommand(name, other, help=summary)
 
     def _prepare_subcommand_parser(
@@ -209,8 +218,8 @@ class FlowersCLI(LightningCLI):
         )
         if not started_by_lightning and (RUNS / name).exists():
             raise FlowersError(
-                f"--run_name: {str(RUNS / name)!r} exists already; give another name, or resume with --ckpt_path"
-                f" {RUNS / name / 'last.ckpt'}."
+                f"--run_name: {str(RUNS / name)!r} exists already; give another name, or resume with"
+                f" --ckpt_path {RUNS / name / 'last.ckpt'}."
             )
         os.environ[RUN_NAME] = name
         return RUNS / name
@@ -282,7 +291,9 @@ class FlowersCLI(LightningCLI):
             judged=f"photos of {data.test_root}" if own else "validation photos",
             chose_checkpoint=not own,
         )
-        mistakes = [(photo, row.label, max(row.probabilities)) for photo, row in judged if photo.label != row.label]
+        mistakes = [
+            (photo, row.label, max(row.probabilities)) for photo, row in judged if photo.label != row.label
+        ]
         mistakes.sort(key=lambda mistake: -mistake[2])
         write_predictions(self._run / "predictions.csv", rows, model.classes)
         (self._run / "test.json").write_text(
@@ -300,7 +311,7 @@ class FlowersCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Write predictions.csv and show its first rows."""
         model = self._load()
-        found = self.trainer.predict(model, datamodule=self.datamodule)
+        found = cast("list[Prediction]", self.trainer.predict(model, datamodule=self.datamodule))
         rows = prediction_rows(found, [photo.path for photo in self.datamodule.judged], model.classes)
         file = self._run / "predictions.csv"
         write_predictions(file, rows, model.classes)
@@ -345,7 +356,7 @@ def _log_settings(trainer: Trainer, settings: dict[str, Any], metrics: dict[str,
 def _quieten() -> None:
     """Say what this program says, and of what Lightning says only what its user can act on."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    log.setLevel(logging.INFO if rank_zero_only.rank == 0 else logging.ERROR)
+    log.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.ERROR)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

@@ -104,7 +104,10 @@ def explain(
     explained = explain_photos(model, photos, truths, target, method, layer)
     folder = ckpt.parent / "gradcam"
     save(explanation_figure(explained[0], names[0]), folder / "example.png")
-    save(grid_figure(explained, model.classes, f"{method}, {len(explained)} photos"), folder / "gradcam_grid.png")
+    save(
+        grid_figure(explained, model.classes, f"{method}, {len(explained)} photos"),
+        folder / "gradcam_grid.png",
+    )
     np.savez_compressed(folder / "maps.npz", paths=names, maps=np.stack([one.heat for one in explained]))
     for name, one in zip(names, explained, strict=True):
         if each:
@@ -149,7 +152,9 @@ def _placed(ckpt: Path) -> list[Placed]:
     """The split of a run."""
     file = ckpt.parent / SPLIT
     if not file.is_file():
-        raise FlowersError(f"{str(file)!r} is missing, so the validation photos are not known; give --images.")
+        raise FlowersError(
+            f"{str(file)!r} is missing, so the validation photos are not known; give --images."
+        )
     with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
         return [Placed(**row) for row in csv.DictReader(stream)]
 

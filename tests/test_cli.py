@@ -107,7 +107,9 @@ def test_the_best_checkpoint_has_the_lowest_loss_of_the_run(inside: Path) -> Non
     assert read_checkpoint(inside / "checkpoints" / "first" / "best.ckpt")["epoch"] == best["epoch"]
 
 
-def test_validate_gives_the_figures_of_the_best_epoch(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_gives_the_figures_of_the_best_epoch(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["validate", "--trainer.enable_progress_bar", "false"]) == 0
     said = capsys.readouterr().out
     assert "10 validation photos; this side chose the checkpoint" in said
@@ -209,7 +211,22 @@ def test_a_checkpoint_needs_neither_photos_nor_weights(inside: Path, tmp_path: P
 
 def test_a_run_is_reproduced_bit_for_bit(inside: Path, drawings: Path) -> None:
     torch.rand(3)  # the state of the global generator must not matter
-    assert main(["fit", "--config", "small.yaml", "--data.root", str(drawings), "--run_name", "again", "--export", "none"]) == 0
+    assert (
+        main(
+            [
+                "fit",
+                "--config",
+                "small.yaml",
+                "--data.root",
+                str(drawings),
+                "--run_name",
+                "again",
+                "--export",
+                "none",
+            ]
+        )
+        == 0
+    )
     first, again = (
         read_checkpoint(f"checkpoints/{run}/last.ckpt")["state_dict"] for run in ("first", "again")
     )
@@ -220,7 +237,17 @@ def test_a_run_is_reproduced_bit_for_bit(inside: Path, drawings: Path) -> None:
 def test_the_notebooks_split_and_a_list_are_taken(
     inside: Path, drawings: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quick = ["fit", "--config", "small.yaml", "--data.root", str(drawings), "--unfreeze.top_epochs", "0", "--export", "none"]
+    quick = [
+        "fit",
+        "--config",
+        "small.yaml",
+        "--data.root",
+        str(drawings),
+        "--unfreeze.top_epochs",
+        "0",
+        "--export",
+        "none",
+    ]
     assert main([*quick, "--data.split", "notebook", "--run_name", "notebook"]) == 0
     with open("checkpoints/notebook/split.csv", newline="") as stream:
         validating = [row["path"] for row in csv.DictReader(stream) if row["side"] == "val"]
