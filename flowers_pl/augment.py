@@ -1,8 +1,9 @@
 """The training augmentation: one draw per photo, a function of (seed, epoch, photo) alone.
 
-Keras's `ImageDataGenerator` as the original notebook set it, with the brightness that the notebook left out. torchvision's v2
-transforms draw one set of parameters for a whole batch (pytorch/vision#8484), so a batch is warped here by one `grid_sample`, each
-photo with a matrix of its own; `padding_mode="border"` repeats the edge, which is Keras's `fill_mode="nearest"`.
+Keras's `ImageDataGenerator` as the original notebook set it, with the brightness that the notebook left out.
+torchvision's v2 transforms draw one set of parameters for a whole batch (pytorch/vision#8484), so a batch is
+warped here by one `grid_sample`, each photo with a matrix of its own; `padding_mode="border"` repeats the
+edge, which is Keras's `fill_mode="nearest"`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class EpochDraws(NamedTuple):
 
     Args:
         order: int64 (photos,), the order in which photos are shown.
-        draws: int32 (photos, DRAWS), uniform in [0, 2**BITS), for `augment`: whole numbers, which no Trainer precision rounds.
+        draws: int32 (photos, DRAWS), uniform in [0, 2**BITS), for `augment`: whole numbers, which no Trainer
+            precision rounds.
         keys: int64 (photos,), for the dropout.
     """
 
@@ -64,8 +66,8 @@ class EpochDraws(NamedTuple):
 def epoch_draws(seed: int, epoch: int, photos: int) -> EpochDraws:
     """Draw for one epoch: row i of `draws` and `keys` is a function of (seed, epoch, i) and of nothing else.
 
-    Philox is counter-based (Salmon et al. 2011), so each of the three has a stream of its own, and numbers do not depend on how
-    many photos there are.
+    Philox is counter-based (Salmon et al. 2011), so each of the three has a stream of its own, and numbers do
+    not depend on how many photos there are.
     """
     keys = [np.array([seed % 2**64, (epoch << 2) | stream], dtype=np.uint64) for stream in range(3)]
     streams = [np.random.Philox(key=key) for key in keys]
@@ -100,10 +102,11 @@ def augment(photos: Tensor, draws: Tensor, how: Augmentation) -> Tensor:
 
 
 def matrices(uniform: Tensor, how: Augmentation, size: tuple[int, ...]) -> Tensor:
-    """The matrix of each photo, from places in the new photo to places in the old one, as `affine_grid` wants them.
+    """The matrix of each photo, from places in the new photo to places in the old one, as `affine_grid` wants
+    them.
 
-    Keras's order: a place is flipped, zoomed, shifted, then rotated about the middle; all in pixels, so that a rotation
-    stays one when a photo is not square.
+    Keras's order: a place is flipped, zoomed, shifted, then rotated about the middle; all in pixels, so that
+    a rotation stays one when a photo is not square.
 
     Args:
         uniform: float32 (N, DRAWS) in [0, 1).

@@ -1,7 +1,8 @@
 """Which photos stand in which batch, and the batches themselves.
 
-A sampler item is a whole batch, with its epoch in it, so that what a batch holds depends neither on the worker that makes it nor on
-what the worker made before. `batch_size` is the global one: of each batch a rank takes every `ranks`-th photo.
+A sampler item is a whole batch, with its epoch in it, so that what a batch holds depends neither on the
+worker that makes it nor on what the worker made before. `batch_size` is the global one: of each batch a rank
+takes every `ranks`-th photo.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class BatchSampler(Sampler[BatchKey]):
         rank: this rank.
         ranks: how many there are.
         seed: of the order; None for the photos' own order.
-        position: tells the epoch and the batch to start with, when iteration starts (for a resume inside an epoch).
+        position: tells the epoch and the batch to start with, when iteration starts (for a resume inside an
+            epoch).
     """
 
     def __init__(
@@ -127,7 +129,8 @@ class CachedPhotos(Dataset[Batch]):
         )
 
     def read(self, places: np.ndarray) -> Tensor:
-        """Photos by their place among those that take part: uint8 (N, 3, size, size), channels last in memory."""
+        """Photos by their place among those that take part: uint8 (N, 3, size, size), channels last in
+        memory."""
         return torch.from_numpy(np.asarray(self.pixels[self.rows[places]])).permute(0, 3, 1, 2)
 
     def _of_epoch(self, seed: int, epoch: int) -> EpochDraws:

@@ -1,4 +1,5 @@
-"""Photos decoded once: a memory map of uint8 pixels at training size, and what was found out about each photo on the way."""
+"""Photos decoded once: a memory map of uint8 pixels at training size, and what was found out about each photo
+on the way."""
 
 from __future__ import annotations
 
@@ -58,8 +59,8 @@ def decode_photos(
 ) -> DecodedPhotos:
     """Decode all photos of a folder, or find them decoded.
 
-    A folder has one cache for each size. It is built again when a file came, went or changed (name, length, times of change), put in
-    place as a whole, and built by one process at a time while others wait.
+    A folder has one cache for each size. It is built again when a file came, went or changed (name, length,
+    times of change), put in place as a whole, and built by one process at a time while others wait.
 
     Args:
         root: the folder of class folders.
@@ -84,7 +85,8 @@ def decode_photos(
                 decoded = _load(place, key)
     except OSError as error:
         raise FlowersError(
-            f"--data.cache_dir: the decoded photos cannot be kept in {str(cache_dir)!r} ({error}); name another folder."
+            f"--data.cache_dir: the decoded photos cannot be kept in {str(cache_dir)!r} ({error}); name"
+            " another folder."
         ) from error
     assert decoded is not None
     return decoded
@@ -156,7 +158,8 @@ def _build(place: Path, key: str, root: Path, photos: list[Photo], size: int, wo
 
 
 class _Decoder(Dataset[list[tuple[int, Fingerprint | str]]]):
-    """Decodes CHUNK photos an item straight into the memory map, and says what they are, or why they are not."""
+    """Decodes CHUNK photos an item straight into the memory map, and says what they are, or why they are
+    not."""
 
     def __init__(self, root: Path, photos: list[Photo], size: int, pixels: Path) -> None:
         self.root, self.photos, self.size, self.pixels = root, photos, size, pixels
@@ -182,7 +185,9 @@ def _decode_all(decoder: _Decoder, workers: int | None) -> Iterator[tuple[int, F
     if workers is None:
         workers = min(cores(), len(decoder) // 4)
     loader = DataLoader(decoder, batch_size=None, num_workers=workers)
-    with tqdm(total=len(decoder.photos), desc="Decoding photos once", unit="photo", leave=False, disable=None) as bar:
+    with tqdm(
+        total=len(decoder.photos), desc="Decoding photos once", unit="photo", leave=False, disable=None
+    ) as bar:
         for chunk in loader:
             yield from chunk
             bar.update(len(chunk))

@@ -25,7 +25,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint of this project; nothing in it is executed (`weights_only=True`).
 
     Raises:
-        FlowersError: there is no such file, it is torn, would run code, or is not a checkpoint of this project.
+        FlowersError: there is no such file, it is torn, would run code, or is not a checkpoint of this
+            project.
     """
     path = Path(path)
     if not path.is_file():
@@ -36,7 +37,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise FlowersError(
-            f"--ckpt_path: {str(path)!r} is refused: it holds more than tensors and plain values, and loading that"
+            f"--ckpt_path: {str(path)!r} is refused: it holds more than tensors and plain values, and"
+            " loading that"
             " could run code; give a checkpoint that flowers_pl wrote."
         ) from error
     except (
@@ -50,11 +52,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         ImportError,
     ) as error:
         raise FlowersError(
-            f"--ckpt_path: {str(path)!r} is no checkpoint, or is torn; give a checkpoint that flowers_pl wrote."
+            f"--ckpt_path: {str(path)!r} is no checkpoint, or is torn; give a checkpoint that flowers_pl"
+            " wrote."
         ) from error
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise FlowersError(
-            f"--ckpt_path: {str(path)!r} is not a checkpoint of flowers_pl; give a best.ckpt or last.ckpt from its runs."
+            f"--ckpt_path: {str(path)!r} is not a checkpoint of flowers_pl; give a best.ckpt or last.ckpt"
+            " from its runs."
         )
     return checkpoint
 
@@ -62,7 +66,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, brings it to the disk, and renames it.
 
-    Lightning's own way (2.6) goes through a temporary file elsewhere and a move, which is a plain copy across file systems.
+    Lightning's own way (2.6) goes through a temporary file elsewhere and a move, which is a plain copy across
+    file systems.
     """
 
     def save_checkpoint(
@@ -86,7 +91,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:
             raise FlowersError(
-                f"The checkpoint {str(path)!r} cannot be written ({error}); make room and resume from the last one."
+                f"The checkpoint {str(path)!r} cannot be written ({error}); make room and resume from the"
+                " last one."
             ) from error
         finally:
             Path(unfinished).unlink(missing_ok=True)
@@ -110,8 +116,8 @@ def _sync_folder(folder: Path) -> None:
 class RunCheckpoints(Checkpoint):
     """Keeps the best and the last state of a run: `best.ckpt` and `last.ckpt`.
 
-    Best is the lowest validation loss of the whole run, over both stages. Both are written at the end of validation, a moment from
-    which Lightning resumes exactly.
+    Best is the lowest validation loss of the whole run, over both stages. Both are written at the end of
+    validation, a moment from which Lightning resumes exactly.
 
     Args:
         folder: of the run; None for the trainer's log_dir.
@@ -133,7 +139,7 @@ class RunCheckpoints(Checkpoint):
         return Path(self.folder or trainer.log_dir or trainer.default_root_dir) / name
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         loss = float(trainer.callback_metrics["val_loss"])
         if better := loss < self.best_loss:
@@ -143,11 +149,12 @@ class RunCheckpoints(Checkpoint):
         trainer.save_checkpoint(self.path(trainer, LAST))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Give the module the best weights, read on one rank and handed to the others: Lightning leaves it the last ones."""
-        if self.best_epoch < 0 or trainer.fast_dev_run:
+        """Give the module the best weights, read on one rank and handed to the others: Lightning leaves it
+        the last ones."""
+        if self.best_epoch < 0:
             return
         best = read_checkpoint(self.path(trainer, BEST))["state_dict"] if trainer.is_global_zero else None
-        pl_module.load_state_dict(trainer.strategy.broadcast(best))
+        pl_module.load_state_dict(trainer.strategy.broadcast(best or {}))
 
 
 def newest_best(folder: str | os.PathLike[str] = "checkpoints") -> Path:
@@ -159,6 +166,7 @@ def newest_best(folder: str | os.PathLike[str] = "checkpoints") -> Path:
     found = sorted(Path(folder).glob(f"*/{BEST}"), key=lambda path: path.stat().st_mtime_ns)
     if not found:
         raise FlowersError(
-            f"There is no {BEST} below {str(folder)!r}; train one with 'python -m flowers_pl fit', or give --ckpt_path."
+            f"There is no {BEST} below {str(folder)!r}; train one with 'python -m flowers_pl fit', or"
+            " give --ckpt_path."
         )
     return found[-1]

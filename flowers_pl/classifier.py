@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
@@ -55,8 +55,9 @@ class Stage:
 class MeanLoss(Metric):
     """The mean loss over all photos of all batches and ranks.
 
-    torchmetrics' MeanMetric does not do: with `nan_strategy="disable"` (1.9.0) it ignores the weights, so a short last batch or a rank
-    with fewer photos counts too much; with the others it drops a NaN that should be seen, or waits for the device at each step.
+    torchmetrics' MeanMetric does not do: with `nan_strategy="disable"` (1.9.0) it ignores the weights, so a
+    short last batch or a rank with fewer photos counts too much; with the others it drops a NaN that should
+    be seen, or waits for the device at each step.
     """
 
     total: Tensor
@@ -97,8 +98,8 @@ class FlowerClassifier(L.LightningModule):
     The network is built once the classes are known: from the data in `fit`, from the checkpoint elsewhere.
 
     Args:
-        weights: what the backbone starts from: the name of torchvision weights (downloaded by torchvision), a path to a state_dict, or
-            null for none.
+        weights: what the backbone starts from: the name of torchvision weights (downloaded by torchvision), a
+            path to a state_dict, or null for none.
         dropout: share of the pooled features dropped in training.
         head_lr: Adam's learning rate in stage 1, where the head alone is trained.
         top_lr: Adam's learning rate in stage 2, for the head and the top layers.
@@ -162,6 +163,17 @@ class FlowerClassifier(L.LightningModule):
         self.metrics = nn.ModuleDict({f"{name}_metrics": metrics.clone(prefix=f"{name}_") for name in JUDGED})
         self.losses = nn.ModuleDict({f"{name}_loss": MeanLoss() for name in JUDGED})
 
+    def _loss(self, name: str) -> MeanLoss:
+        return cast(MeanLoss, self.losses[f"{name}_loss"])
+
+    def _metrics(self, name: str) -> MetricCollection:
+        return cast(MetricCollection, self.metrics[f"{name}_metrics"])
+
+    @property
+    def _data(self) -> Any:
+        """The Trainer's datamodule, which its annotations do not know; None where there is none."""
+        return getattr(self.trainer, "datamodule", None)
+
     def enter_stage(self, stage: Stage) -> None:
         """Freeze and unfreeze as the stage says; the caller sees to the optimizer."""
         self.stage = stage
@@ -171,11 +183,11 @@ class FlowerClassifier(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Build the network for the classes of the data, where no checkpoint has built it."""
         if not self.classes:
-            data = self.trainer.datamodule
-            self.build(data.classes, data.image_size)
+            self.build(self._data.classes, self._data.image_size)
 
     def on_fit_start(self) -> None:
-        """Read the starting weights, on one rank, and hand them to the others; not where a checkpoint is resumed."""
+        """Read the starting weights, on one rank, and hand them to the others; not where a checkpoint is
+        resumed."""
         if self._restored:
             return
         if self.trainer.is_global_zero:
@@ -187,7 +199,7 @@ class FlowerClassifier(L.LightningModule):
         if self.weights is not None:
             load_weights(self.network.backbone, self.weights)
             return
-        photos = self.trainer.datamodule.train_photos
+        photos = self._data.train_photos
         measured = min(MEASURED, len(photos))
         log.info(
             "No weights: batch-norm statistics are measured on %d training photos, then frozen.", measured
@@ -205,17 +217,19 @@ class FlowerClassifier(L.LightningModule):
     def _shared_step(self, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
         """The loss summed over this rank's photos, and the logits.
 
-        What is logged are torchmetrics objects: unlike `self.log(..., sync_dist=True)` they are exact on any number of ranks.
+        What is logged are torchmetrics objects: unlike `self.log(..., sync_dist=True)` they are exact on any
+        number of ranks.
         """
         logits = self(batch.photos, batch.keys)
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         if len(batch.labels):
-            self.losses[f"{name}_loss"].update(loss.detach(), len(batch.labels))
-            self.metrics[f"{name}_metrics"].update(logits.detach(), batch.labels)
+            self._loss(name).update(loss.detach(), len(batch.labels))
+            self._metrics(name).update(logits.detach(), batch.labels)
         return loss, logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss whose gradient, averaged over the ranks as DDP does, is that of the mean over the whole batch."""
+        """The loss whose gradient, averaged over the ranks as DDP does, is that of the mean over the whole
+        batch."""
         return self._shared_step(batch, "train")[0] * (self.trainer.world_size / batch.total)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -236,7 +250,8 @@ class FlowerClassifier(L.LightningModule):
         return Prediction(batch.rows, self(batch.photos).softmax(1), batch.unreadable)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the epoch, its training too: a checkpoint is saved next, and a run resumed from it goes on after this."""
+        """Log the epoch, its training too: a checkpoint is saved next, and a run resumed from it goes on
+        after this."""
         self._log_training()
         self._log_metrics("val")
 
@@ -245,7 +260,7 @@ class FlowerClassifier(L.LightningModule):
         self._log_training()
 
     def _log_training(self) -> None:
-        if not self.losses["train_loss"].update_called:
+        if not self._loss("train").update_called:
             return
         self._log_metrics("train")
         self.log("stage", float(self.stage.number))
@@ -256,16 +271,17 @@ class FlowerClassifier(L.LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, name: str) -> None:
-        """Log and reset; a finished model that is judged is no point of a training curve, so the loggers do not get that."""
+        """Log and reset; a finished model that is judged is no point of a training curve, so the loggers do
+        not get that."""
         curve = self.trainer.state.fn == TrainerFn.FITTING and bool(self.trainer.loggers)
         shown = (f"{name}_loss", f"{name}_accuracy")
         for key, value in {
-            shown[0]: self.losses[f"{name}_loss"].compute(),
-            **self.metrics[f"{name}_metrics"].compute(),
+            shown[0]: self._loss(name).compute(),
+            **self._metrics(name).compute(),
         }.items():
             self.log(key, value, logger=curve, prog_bar=key in shown)
-        self.losses[f"{name}_loss"].reset()
-        self.metrics[f"{name}_metrics"].reset()
+        self._loss(name).reset()
+        self._metrics(name).reset()
 
     @property
     def learning_rate(self) -> float:
@@ -285,7 +301,8 @@ class FlowerClassifier(L.LightningModule):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FlowerClassifier:
-        """A trained model from a checkpoint, in evaluation mode; needs neither photos nor weights, and executes nothing.
+        """A trained model from a checkpoint, in evaluation mode; needs neither photos nor weights, and
+        executes nothing.
 
         Raises:
             FlowersError: there is no such file, or it is not a checkpoint of this project.
@@ -297,7 +314,8 @@ class FlowerClassifier(L.LightningModule):
             model.load_state_dict(checkpoint["state_dict"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise FlowersError(
-                f"--ckpt_path: {str(path)!r} was written by another version of flowers_pl, or changed since ({error});"
+                f"--ckpt_path: {str(path)!r} was written by another version of flowers_pl, or changed"
+                f" since ({error});"
                 " use the version that wrote it."
             ) from error
         return model.eval()
@@ -327,7 +345,7 @@ class FlowerClassifier(L.LightningModule):
             "mean": self.network.mean.flatten().tolist(),
             "std": self.network.std.flatten().tolist(),
             "stage": asdict(self.stage),
-            "data": self.trainer.datamodule.settings() if getattr(self.trainer, "datamodule", None) else {},
+            "data": self._data.settings() if self._data else {},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -340,7 +358,8 @@ class FlowerClassifier(L.LightningModule):
         for name, mine in (("classes", self.classes), ("image_size", self.image_size)):
             if self.classes and mine != ours[name]:
                 raise FlowersError(
-                    f"--ckpt_path: the checkpoint was trained with {name} {ours[name]}, the data have {mine}; resume on"
+                    f"--ckpt_path: the checkpoint was trained with {name} {ours[name]}, the data have"
+                    f" {mine}; resume on"
                     " the data that it was trained on, or start a new run."
                 )
         if not self.classes:

@@ -68,7 +68,8 @@ def draw_report(run: Path, report: Report, root: Path, mistakes: Sequence[tuple[
 
 
 def settings_of(ckpt: Path) -> dict[str, Any]:
-    """The data settings that a checkpoint was trained with, and the very split, where it still lies beside it."""
+    """The data settings that a checkpoint was trained with, and the very split, where it still lies beside
+    it."""
     data = dict(read_checkpoint(ckpt)[KEY]["data"])
     split = ckpt.parent / SPLIT
     return data | ({"split": str(split)} if split.is_file() else {})
@@ -89,7 +90,8 @@ def explain(
     Args:
         ckpt_path: the checkpoint; null for the newest best.ckpt.
         images: a photo or a folder; null for a sample of the validation side.
-        method: gradcam, gradcam++, hirescam, xgradcam, layercam, eigencam, eigengradcam, scorecam or ablationcam.
+        method: gradcam, gradcam++, hirescam, xgradcam, layercam, eigencam, eigengradcam, scorecam or
+            ablationcam.
         layer: dotted name of a layer of the network; null for the last feature block.
         target: the class to explain; null for each photo's likeliest.
         each: write one PNG for each photo too.
@@ -122,7 +124,8 @@ def explain(
 def _to_explain(
     ckpt: Path, model: FlowerClassifier, images: str | None, most: int
 ) -> tuple[list[str], list[Tensor], list[str | None]]:
-    """Names, photos at their own size, and classes where they are known: those of the folders that photos lie in."""
+    """Names, photos at their own size, and classes where they are known: those of the folders that photos lie
+    in."""
     from flowers_pl.explain import even_sample
 
     if images is None:

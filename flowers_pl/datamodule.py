@@ -42,7 +42,8 @@ class FlowersDataModule(L.LightningDataModule):
         image_size: pixels a side; photos are squashed to this square.
         batch_size: photos a training step, on all devices together.
         val_fraction: share of the photos that validate.
-        split: 'grouped' keeps duplicates on one side, 'notebook' is the original's, or a path to a split.csv that a run wrote.
+        split: 'grouped' keeps duplicates on one side, 'notebook' is the original's, or a path to a split.csv
+            that a run wrote.
         split_seed: decides which photos validate; not the training seed, so that seeds can be compared.
         seed: decides order, augmentation and dropout.
         augmentation: how far training photos may be changed.
@@ -51,7 +52,8 @@ class FlowersDataModule(L.LightningDataModule):
         drawn: draw so many flowers of each kind into `root` instead of wanting photos there; 0 for photos.
         drawn_size: pixels a side of a drawing.
         cache_dir: where decoded photos are kept; default ~/.cache/flowers_pl.
-        workers: processes that decode; default as many as there are cores. Cached photos are read without any.
+        workers: processes that decode; default as many as there are cores. Cached photos are read without
+            any.
     """
 
     def __init__(
@@ -74,7 +76,8 @@ class FlowersDataModule(L.LightningDataModule):
         super().__init__()
         if image_size < 32:
             raise FlowersError(
-                f"--data.image_size must be at least 32 (the backbone halves it five times), not {image_size}."
+                "--data.image_size must be at least 32 (the backbone halves it five times), not"
+                f" {image_size}."
             )
         if batch_size < 1:
             raise FlowersError(f"--data.batch_size must be at least 1, not {batch_size}.")
@@ -102,7 +105,8 @@ class FlowersDataModule(L.LightningDataModule):
         """Draw or download what is missing, then decode all photos; called on one rank of each machine.
 
         Raises:
-            FlowersError: there are no photos and no way to get them, or the folder is not as `photos.list_photos` wants it.
+            FlowersError: there are no photos and no way to get them, or the folder is not as
+                `photos.list_photos` wants it.
         """
         if self.placed or not self._needs_root():
             return
@@ -126,7 +130,7 @@ class FlowersDataModule(L.LightningDataModule):
 
         A trained model brings its classes and image size; in `fit` they come from the photos.
         """
-        module = self.trainer.lightning_module if self.trainer is not None else None
+        module: Any = self.trainer.lightning_module if self.trainer is not None else None
         if stage != "fit" and getattr(module, "classes", None):
             self.classes, self.image_size = list(module.classes), module.image_size
         if stage == "predict":
@@ -144,7 +148,8 @@ class FlowersDataModule(L.LightningDataModule):
         found = check_classes(decoded.photos, listed, self.root)
         if unknown := sorted(set(found) - set(self.classes or found)):
             raise FlowersError(
-                f"--data.root: {str(self.root)!r} has class {unknown[0]!r}, which the model does not know; it knows"
+                f"--data.root: {str(self.root)!r} has class {unknown[0]!r}, which the model does not"
+                " know; it knows"
                 f" {', '.join(self.classes)}."
             )
         self.classes = self.classes or found
@@ -168,7 +173,8 @@ class FlowersDataModule(L.LightningDataModule):
     def _log_split(self, unreadable: int, conflicts: list[LeftOut]) -> None:
         sides = [one.side for one in self.placed]
         log.info(
-            "%s: %d classes, %d photos to train on, %d to validate with, %d left out (%d unreadable, %d under two classes).",
+            "%s: %d classes, %d photos to train on, %d to validate with, %d left out (%d unreadable, %d"
+            " under two classes).",
             self.root, len(self.classes), sides.count(TRAIN), sides.count(VAL),
             unreadable + len(conflicts), unreadable, len(conflicts),
         )  # fmt: skip
@@ -192,7 +198,8 @@ class FlowersDataModule(L.LightningDataModule):
         self.judged = list_photos(test_root, "--data.test_root")
         if unknown := sorted({photo.label for photo in self.judged} - set(self.classes)):
             raise FlowersError(
-                f"--data.test_root: {test_root!r} has class {unknown[0]!r}, which the model does not know; it knows"
+                f"--data.test_root: {test_root!r} has class {unknown[0]!r}, which the model does not"
+                " know; it knows"
                 f" {', '.join(self.classes)}."
             )
         labels = self._labels([photo.label for photo in self.judged])
@@ -245,8 +252,9 @@ class FlowersDataModule(L.LightningDataModule):
         """The epoch, and the batch to start with: not 0 after a resume inside an epoch."""
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return 0, 0
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
-        epoch = self.trainer.fit_loop.epoch_progress.current.processed
+        loop: Any = self.trainer.fit_loop  # its annotations are too narrow
+        done = loop.epoch_loop.batch_progress.current.processed
+        epoch = loop.epoch_progress.current.processed
         return epoch, done if done < -(-len(self.train_photos) // self.batch_size) else 0
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -258,6 +266,11 @@ class FlowersDataModule(L.LightningDataModule):
     def settings(self) -> dict[str, Any]:
         """What decides the validation side, in types that any checkpoint may hold."""
         return {
-            "root": str(self.root.resolve()), "image_size": self.image_size, "val_fraction": self.val_fraction,
-            "split": self.split, "split_seed": self.split_seed, "drawn": self.drawn, "drawn_size": self.drawn_size,
-        }  # fmt: skip
+            "root": str(self.root.resolve()),
+            "image_size": self.image_size,
+            "val_fraction": self.val_fraction,
+            "split": self.split,
+            "split_seed": self.split_seed,
+            "drawn": self.drawn,
+            "drawn_size": self.drawn_size,
+        }

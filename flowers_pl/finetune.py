@@ -1,8 +1,8 @@
 """The two stages: a callback that unfreezes the top layers, and early stopping that knows of stages.
 
-The stage stands in the module (`FlowerClassifier.stage`) and so in every checkpoint; what is frozen, and which optimizer there is, follow
-from it and not from an event that a callback saw. So a resumed run goes on where it was, which Lightning's own
-`BaseFinetuning` does not (Lightning-AI/pytorch-lightning#21901).
+The stage stands in the module (`FlowerClassifier.stage`) and so in every checkpoint; what is frozen, and
+which optimizer there is, follow from it and not from an event that a callback saw. So a resumed run goes on
+where it was, which Lightning's own `BaseFinetuning` does not (Lightning-AI/pytorch-lightning#21901).
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ log = logging.getLogger(__name__)
 class UnfreezeTopLayers(L.Callback):
     """Trains the head alone; then, from the best head on, the top layers of the backbone with it.
 
-    Stage 2 has an optimizer of its own and, under DDP, a wrapper of its own: DDP reduces only what required a gradient when it was
-    built (Lightning-AI/pytorch-lightning#20340). The Trainer's number of epochs follows from the stages'; a smaller
-    `max_epochs` still ends the run.
+    Stage 2 has an optimizer of its own and, under DDP, a wrapper of its own: DDP reduces only what required a
+    gradient when it was built (Lightning-AI/pytorch-lightning#20340). The Trainer's number of epochs follows
+    from the stages'; a smaller `max_epochs` still ends the run.
 
     Args:
-        layers: how many layers from the top are unfrozen, as Keras counts them (padding and additions are layers too), or 'all'.
+        layers: how many layers from the top are unfrozen, as Keras counts them (padding and additions are
+            layers too), or 'all'.
         head_epochs: at most so many epochs of stage 1; 0 begins with stage 2.
         top_epochs: at most so many epochs of stage 2; 0 ends after stage 1.
     """
@@ -115,7 +116,8 @@ class UnfreezeTopLayers(L.Callback):
 
 
 class StageEarlyStopping(L.Callback):
-    """Ends a stage when the validation loss has not fallen for some epochs: the run, if no other stage follows.
+    """Ends a stage when the validation loss has not fallen for some epochs: the run, if no other stage
+    follows.
 
     Each stage starts anew: Lightning's `EarlyStopping` would carry best and patience of stage 1 into stage 2
     (Lightning-AI/pytorch-lightning#16881).

@@ -1,7 +1,8 @@
 """MobileNetV2 with a head of our own, in plain torch: backbone, pooling, dropout, one linear layer.
 
-Nothing here knows of Lightning: this is what is exported. The layers are torchvision's; which of them are "the top 30" follows
-Keras, because the recipe is a Keras notebook's (`for layer in base.layers[:-30]: layer.trainable = False`).
+Nothing here knows of Lightning: this is what is exported. The layers are torchvision's; which of them are
+"the top 30" follows Keras, because the recipe is a Keras notebook's (`for layer in base.layers[:-30]:
+layer.trainable = False`).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ TopLayers = int | Literal["all"]
 class PhotoDropout(nn.Module):
     """Dropout whose mask is a function of each photo's key, not of a global generator.
 
-    With keys drawn from (seed, epoch, photo) a photo meets the same mask whatever batch, process or device it is in, and after
-    a resume. Without keys this is `nn.Dropout`.
+    With keys drawn from (seed, epoch, photo) a photo meets the same mask whatever batch, process or device it
+    is in, and after a resume. Without keys this is `nn.Dropout`.
     """
 
     def __init__(self, p: float) -> None:
@@ -55,8 +56,8 @@ class PhotoDropout(nn.Module):
 def uniform_bits(keys: Tensor, count: int) -> Tensor:
     """Hash keys to (N, count) integers, uniform in [0, 2**31).
 
-    Rounds of xor-shift and multiply with the constants of "splitmix64" (Steele, Lea & Flood 2014), on int64 with wrap-around: the
-    same on every device. Right shifts are masked because torch's are arithmetic.
+    Rounds of xor-shift and multiply with the constants of "splitmix64" (Steele, Lea & Flood 2014), on int64
+    with wrap-around: the same on every device. Right shifts are masked because torch's are arithmetic.
     """
     state = keys[:, None] + torch.arange(1, count + 1, device=keys.device) * -7046029254386353131
     state = (state ^ ((state >> 30) & (2**34 - 1))) * -4658895280553007687
@@ -114,7 +115,8 @@ class FlowerNet(nn.Module):
     def train(self, mode: bool = True) -> FlowerNet:
         """As in `nn.Module`, but the backbone stays in evaluation mode.
 
-        Keras runs it with `training=False` in both stages: batch norm uses its stored statistics and never updates them.
+        Keras runs it with `training=False` in both stages: batch norm uses its stored statistics and never
+        updates them.
         """
         super().train(mode)
         self.backbone.eval()
@@ -142,8 +144,9 @@ class FlowerNet(nn.Module):
 def keras_layers(backbone: nn.Sequential) -> list[nn.Module | None]:
     """The layers of Keras's MobileNetV2 without its top, in order, as torchvision's modules.
 
-    Keras counts 154 of them (keras.applications.MobileNetV2, include_top=False): besides convolutions, batch norms and ReLUs the
-    input, the padding before each strided convolution of a block, and the additions. Those have no module: None stands for them.
+    Keras counts 154 of them (keras.applications.MobileNetV2, include_top=False): besides convolutions, batch
+    norms and ReLUs the input, the padding before each strided convolution of a block, and the additions.
+    Those have no module: None stands for them.
     """
     layers: list[nn.Module | None] = [None]
     for block in backbone:
@@ -167,8 +170,9 @@ def _strided_depthwise(layer: nn.Module) -> bool:
 def start_from_nothing(network: FlowerNet, photos: Tensor, batch: int = 64) -> None:
     """Make an untrained backbone fit to be trained with batch norm in evaluation mode.
 
-    torchvision's start shrinks the signal to features of 1e-10 then. So the last batch norm of each residual branch starts at zero
-    (Goyal et al. 2017, section 5.1), and all batch-norm statistics are measured once, on `photos`, and stay.
+    torchvision's start shrinks the signal to features of 1e-10 then. So the last batch norm of each residual
+    branch starts at zero (Goyal et al. 2017, section 5.1), and all batch-norm statistics are measured once,
+    on `photos`, and stay.
 
     Args:
         network: is changed in place.

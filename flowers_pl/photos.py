@@ -45,7 +45,8 @@ def files_below(root: Path) -> Iterator[str]:
 def list_photos(root: str | os.PathLike[str], option: str = "--data.root") -> list[Photo]:
     """All files in the class folders of `root`, sorted by path, whether they can be read or not.
 
-    A class is a folder directly below `root`. Files directly in `root`, and hidden ones anywhere, are passed over.
+    A class is a folder directly below `root`. Files directly in `root`, and hidden ones anywhere, are passed
+    over.
 
     Args:
         root: the folder of class folders.
@@ -92,7 +93,8 @@ def check_classes(
     for label in classes:
         if counts[label] < 2:
             raise FlowersError(
-                f"--data.root: class {label!r} in {str(root)!r} has {counts[label]} usable photos; put at least two"
+                f"--data.root: class {label!r} in {str(root)!r} has {counts[label]} usable photos; put at"
+                " least two"
                 " different ones there (one to train on, one to validate with) or remove the folder."
             )
     return classes

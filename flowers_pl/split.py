@@ -37,11 +37,12 @@ class Placed(NamedTuple):
 def grouped_split(
     photos: Sequence[Photo], groups: np.ndarray, val_fraction: float, seed: int
 ) -> tuple[list[Placed], list[LeftOut]]:
-    """Split by class, keeping each group of duplicates on one side; leave out groups that stand under several classes.
+    """Split by class, keeping each group of duplicates on one side; leave out groups that stand under several
+    classes.
 
-    Groups are taken for validation in the order of a hash of (seed, path of the group's first photo), until the class has its share.
-    So the split depends on nothing but the photos' paths, what duplicates what, `val_fraction` and `seed`, and adding photos
-    moves few of the others.
+    Groups are taken for validation in the order of a hash of (seed, path of the group's first photo), until
+    the class has its share. So the split depends on nothing but the photos' paths, what duplicates what,
+    `val_fraction` and `seed`, and adding photos moves few of the others.
 
     Args:
         photos: N of them.
@@ -94,7 +95,8 @@ def _order(seed: int, path: str) -> bytes:
 def notebook_split(photos: Sequence[Photo], groups: np.ndarray, val_fraction: float) -> list[Placed]:
     """The original notebook's split, moving and dropping nothing.
 
-    Keras's `flow_from_directory(validation_split=0.2)`: of each class's n file names, sorted, the first int(0.2 n) validate.
+    Keras's `flow_from_directory(validation_split=0.2)`: of each class's n file names, sorted, the first
+    int(0.2 n) validate.
 
     Args:
         photos: N of them, sorted by path.
@@ -127,12 +129,14 @@ def check_sides(placed: Sequence[Placed], classes: Sequence[str], every_class: b
         for side in (TRAIN, VAL) if every_class else (TRAIN,):
             if (label, side) not in present:
                 raise FlowersError(
-                    f"--data.split: class {label!r} has no photo on the side {side!r}; put at least two different photos"
+                    f"--data.split: class {label!r} has no photo on the side {side!r}; put at least two"
+                    " different photos"
                     " in its folder (copies of one photo count as one), or remove the folder."
                 )
     if VAL not in {one.side for one in placed}:
         raise FlowersError(
-            "--data.split: no photo is left to validate with; give more photos or a larger --data.val_fraction."
+            "--data.split: no photo is left to validate with; give more photos or a larger"
+            " --data.val_fraction."
         )
 
 
@@ -168,22 +172,26 @@ def read_split(file: Path, photos: Sequence[Photo]) -> list[Placed]:
             reader = csv.DictReader(stream)
             if missing := set(HEADER) - set(reader.fieldnames or ()):
                 raise FlowersError(
-                    f"--data.split: {str(file)!r} has no column {sorted(missing)[0]!r}; use a run's split.csv."
+                    f"--data.split: {str(file)!r} has no column {sorted(missing)[0]!r}; use a run's"
+                    " split.csv."
                 )
             placed = sorted(Placed(**{name: row[name] or "" for name in HEADER}) for row in reader)
     except (OSError, csv.Error, UnicodeError) as error:
         raise FlowersError(
-            f"--data.split: {str(file)!r} cannot be read ({error}); give 'grouped', 'notebook', or a run's split.csv."
+            f"--data.split: {str(file)!r} cannot be read ({error}); give 'grouped', 'notebook', or a"
+            " run's split.csv."
         ) from error
     known = set(photos)
     for one in placed:
         if one.side not in (TRAIN, VAL):
             raise FlowersError(
-                f"--data.split: {str(file)!r} has side {one.side!r} for {one.path!r}; it must be train or val."
+                f"--data.split: {str(file)!r} has side {one.side!r} for {one.path!r}; it must be train or"
+                " val."
             )
         if Photo(one.path, one.label) not in known:
             raise FlowersError(
-                f"--data.split: {str(file)!r} names {one.path!r}, which is not among the readable photos of class"
+                f"--data.split: {str(file)!r} names {one.path!r}, which is not among the readable photos"
+                " of class"
                 f" {one.label!r} below --data.root; give the root that the list was written for."
             )
     if {one.side for one in placed} != {TRAIN, VAL}:

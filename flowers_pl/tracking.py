@@ -23,8 +23,9 @@ SPLIT, LEFT_OUT, METRICS = "split.csv", "left_out.csv", "metrics.csv"
 class EpochTable(Logger):
     """A logger that keeps one row an epoch in a CSV file.
 
-    Lightning's CSVLogger writes training and validation of an epoch into different rows, and forgets the rows of a run that is
-    resumed. Here an epoch's figures meet in one row, and a resumed run goes on with the table.
+    Lightning's CSVLogger writes training and validation of an epoch into different rows, and forgets the rows
+    of a run that is resumed. Here an epoch's figures meet in one row, and a resumed run goes on with the
+    table.
 
     Args:
         file: where the table lies.

@@ -12,7 +12,7 @@ from torchvision.models import MobileNet_V2_Weights
 
 from flowers_pl.errors import FlowersError
 
-PREFIX = "features."  # of the backbone in torchvision's own layout; the rest is the ImageNet classifier, which is not wanted
+PREFIX = "features."  # of the backbone in torchvision's layout; the rest is the ImageNet classifier
 
 
 def load_weights(backbone: nn.Sequential, weights: str) -> None:
@@ -20,10 +20,12 @@ def load_weights(backbone: nn.Sequential, weights: str) -> None:
 
     Args:
         backbone: is changed in place.
-        weights: a name of `torchvision.models.MobileNet_V2_Weights`, or a path to a state_dict in torchvision's layout.
+        weights: a name of `torchvision.models.MobileNet_V2_Weights`, or a path to a state_dict in
+            torchvision's layout.
 
     Raises:
-        FlowersError: there are no such weights, they cannot be downloaded or read, or they do not fit; says which keys do not.
+        FlowersError: there are no such weights, they cannot be downloaded or read, or they do not fit; says
+            which keys do not.
     """
     named = weights in MobileNet_V2_Weights.__members__
     state = _download(weights) if named else _read(Path(weights))
@@ -31,7 +33,8 @@ def load_weights(backbone: nn.Sequential, weights: str) -> None:
     if faults := _faults(backbone.state_dict(), state):
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise FlowersError(
-            f"--model.weights: {weights!r} does not fit torchvision's mobilenet_v2: {'; '.join(faults[:3])}{more};"
+            f"--model.weights: {weights!r} does not fit torchvision's mobilenet_v2:"
+            f" {'; '.join(faults[:3])}{more};"
             " give a state_dict of that network."
         )
     backbone.load_state_dict(state)
@@ -57,7 +60,8 @@ def _download(name: str) -> Mapping[str, Tensor]:
         return chosen.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise FlowersError(
-            f"--model.weights: {name} could not be downloaded from {chosen.url} ({error}); give the path of a file that"
+            f"--model.weights: {name} could not be downloaded from {chosen.url} ({error}); give the path"
+            " of a file that"
             " was fetched elsewhere, or null to start from nothing."
         ) from error
 
@@ -68,12 +72,14 @@ def _read(file: Path) -> Mapping[str, Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise FlowersError(
-            f"--model.weights: {str(file)!r} is no file that torch.save wrote, or is torn; give a state_dict of"
+            f"--model.weights: {str(file)!r} is no file that torch.save wrote, or is torn; give a"
+            " state_dict of"
             " torchvision's mobilenet_v2."
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise FlowersError(
-            f"--model.weights: {str(file)!r} holds no state_dict; save one with torch.save(model.state_dict())."
+            f"--model.weights: {str(file)!r} holds no state_dict; save one with"
+            " torch.save(model.state_dict())."
         )
     return state
 

@@ -53,7 +53,8 @@ def test_the_warp_is_opencvs_with_replicated_border() -> None:
 
 
 def pixel_matrices(some: Tensor, how: Augmentation, height: int, width: int) -> list[np.ndarray]:
-    """From pixel to pixel, multiplied out step by step from the definitions: flip, zoom, shift, rotate, about the middle."""
+    """From pixel to pixel, multiplied out step by step from the definitions: flip, zoom, shift, rotate, about
+    the middle."""
     share = some.double().numpy() / 2**BITS
     signed = 2 * share - 1
     result = []
@@ -147,7 +148,8 @@ def test_a_photos_draws_do_not_depend_on_how_many_photos_there_are() -> None:
 
 
 def test_draws_are_the_same_on_every_machine() -> None:
-    """Philox is a fixed algorithm; these numbers are written down, so that no release of numpy changes a run in silence."""
+    """Philox is a fixed algorithm; these numbers are written down, so that no release of numpy changes a run
+    in silence."""
     assert epoch_draws(0, 1, 1).draws.tolist() == [
         [9858006, 9422376, 5000152, 426005, 5426218, 10463675, 3712392]
     ]

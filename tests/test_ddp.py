@@ -17,13 +17,25 @@ pytestmark = pytest.mark.slow
 
 
 def fit(home: Path, drawings: Path, run: str, devices: int) -> dict[str, torch.Tensor]:
-    """A fit of two stages in processes of its own, in float64; ten validation photos do not divide by four."""
+    """A fit of two stages in processes of its own, in float64; ten validation photos do not divide by
+    four."""
     settings = {
-        "--data.root": drawings, "--data.image_size": 32, "--data.batch_size": 7, "--data.workers": 0,
-        "--model.weights": "null", "--model.top_lr": 1e-3, "--unfreeze.head_epochs": 2, "--unfreeze.top_epochs": 2,
-        "--trainer.accelerator": "cpu", "--trainer.devices": devices, "--trainer.strategy": "ddp" if devices > 1 else "auto",
-        "--trainer.precision": "64-true", "--trainer.enable_progress_bar": "false", "--run_name": run, "--export": "none",
-    }  # fmt: skip
+        "--data.root": drawings,
+        "--data.image_size": 32,
+        "--data.batch_size": 7,
+        "--data.workers": 0,
+        "--model.weights": "null",
+        "--model.top_lr": 1e-3,
+        "--unfreeze.head_epochs": 2,
+        "--unfreeze.top_epochs": 2,
+        "--trainer.accelerator": "cpu",
+        "--trainer.devices": devices,
+        "--trainer.strategy": "ddp" if devices > 1 else "auto",
+        "--trainer.precision": "64-true",
+        "--trainer.enable_progress_bar": "false",
+        "--run_name": run,
+        "--export": "none",
+    }
     command = [
         sys.executable,
         "-m",

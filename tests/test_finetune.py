@@ -22,9 +22,17 @@ from flowers_pl.finetune import StageEarlyStopping, UnfreezeTopLayers
 
 def trainer(*callbacks: L.Callback, **options: Any) -> L.Trainer:
     return L.Trainer(
-        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, callbacks=[*callbacks], **options,
-    )  # fmt: skip
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        callbacks=[*callbacks],
+        **options,
+    )
 
 
 def state(model: FlowerClassifier) -> dict[str, Tensor]:
@@ -117,7 +125,8 @@ def run(
 
 
 def test_early_stopping_ends_the_stage_and_then_the_run(data: FlowersDataModule) -> None:
-    # stage 1: best in epoch 1, patience 2 is used up in epoch 3; stage 2 starts with a worse loss and has a patience of its own
+    # stage 1: best in epoch 1, patience 2 is used up in epoch 3; stage 2 starts with a worse loss and has a
+    # patience of its own
     _, stages = run(data, [5, 1, 2, 3, 9, 8, 8, 8.5, 0, 0], patience=2, head=8, top=8)
     assert stages.numbers == [1] * 4 + [2] * 4
 
@@ -170,7 +179,8 @@ def test_the_log_says_what_each_stage_trains(
     said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Stage")]
     assert said == [
         "Stage 1 trains the head alone: 6,405 parameters in 2 tensors, Adam at 0.001, at most 1 epochs.",
-        "Stage 2 trains the head and the top 2 layers: 8,965 parameters in 4 tensors, Adam at 0.0001, at most 1 epochs.",
+        "Stage 2 trains the head and the top 2 layers: 8,965 parameters in 4 tensors, Adam at 0.0001, at"
+        " most 1 epochs.",
     ]
 
 
@@ -183,7 +193,7 @@ def test_impossible_stages_are_named(options: dict[str, int]) -> None:
 
 
 def test_impossible_patience_is_named() -> None:
-    with pytest.raises(FlowersError, match="--early_stopping.patience"):
+    with pytest.raises(FlowersError, match=r"--early_stopping\.patience"):
         StageEarlyStopping(0)
 
 
@@ -201,7 +211,8 @@ def test_only_a_flower_classifier_has_stages(data: FlowersDataModule) -> None:
 
 
 def test_the_loss_of_all_ranks_has_the_gradient_of_the_whole_batch(data: FlowersDataModule) -> None:
-    """DDP averages the ranks' gradients: for a batch of 5 on two ranks that must be the mean over five photos."""
+    """DDP averages the ranks' gradients: for a batch of 5 on two ranks that must be the mean over five
+    photos."""
     batch = next(iter(data.train_dataloader()))
     batch = data.on_after_batch_transfer(batch, 0)
     model = FlowerClassifier(weights=None)
@@ -268,7 +279,8 @@ def test_impossible_settings_are_named(options: dict[str, float]) -> None:
 
 
 def test_real_weights_see_flowers(real_photos: Path, real_weights: Path) -> None:
-    """ImageNet's backbone with its own classifier on top says daisy (985) for most daisies: normalisation and layout are right."""
+    """ImageNet's backbone with its own classifier on top says daisy (985) for most daisies: normalisation and
+    layout are right."""
     from torchvision.models import mobilenet_v2
 
     from flowers_pl.decode import load_photo

@@ -19,9 +19,16 @@ def touch(root: Path, *paths: str) -> Path:
 
 def test_photos_are_sorted_and_hidden_ones_are_passed_over(tmp_path: Path) -> None:
     touch(
-        tmp_path, "tulip/b.jpg", "tulip/a.jpg", "rose/deep/er/c.png", "rose/.hidden.jpg", ".ipynb_checkpoints/x.jpg",
-        "tulip/.ipynb_checkpoints/y.jpg", "LICENSE.txt", "rose/näme with\nnewline, and comma.jpg",
-    )  # fmt: skip
+        tmp_path,
+        "tulip/b.jpg",
+        "tulip/a.jpg",
+        "rose/deep/er/c.png",
+        "rose/.hidden.jpg",
+        ".ipynb_checkpoints/x.jpg",
+        "tulip/.ipynb_checkpoints/y.jpg",
+        "LICENSE.txt",
+        "rose/näme with\nnewline, and comma.jpg",
+    )
     assert list_photos(tmp_path) == [
         Photo("rose/deep/er/c.png", "rose"),
         Photo("rose/näme with\nnewline, and comma.jpg", "rose"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from flowers_pl.checkpointing import read_checkpoint
 from flowers_pl.cli import main
 from flowers_pl.tracking import read_table
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "data": {"image_size": 32, "batch_size": 8, "workers": 0},
     "model": {"weights": None},
     "unfreeze": {"head_epochs": 2, "top_epochs": 2},
