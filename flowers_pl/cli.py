@@ -18,7 +18,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from flowers_pl.checkpointing import BEST, AtomicCheckpointIO, RunCheckpoints, newest_best, read_checkpoint
+from flowers_pl.checkpointing import (
+    BEST,
+    LAST,
+    AtomicCheckpointIO,
+    RunCheckpoints,
+    newest_best,
+    read_checkpoint,
+)
 from flowers_pl.classifier import FlowerClassifier, Prediction
 from flowers_pl.commands import (
     CHECKED,
@@ -126,9 +133,9 @@ class FlowersCLI(LightningCLI):
         """Lightning's subcommands, and beside them those that need no Trainer."""
         super()._add_subcommands(parser, **kwargs)
         for name, function in OTHERS.items():
-            other = self.parser_class()
-            other.add_function_arguments(function, as_group=False)
             summary = (function.__doc__ or "").partition("\n")[0]
+            other = self.parser_class(description=summary)
+            other.add_function_arguments(function, as_group=False)
             assert parser._subcommands_action is not None
             parser._subcommands_action.add_subcommand(name, other, help=summary)
 
@@ -216,10 +223,10 @@ class FlowersCLI(LightningCLI):
             or self.config.fit.run_name
             or time.strftime("%Y%m%d-%H%M%S")
         )
-        if not started_by_lightning and (RUNS / name).exists():
+        if not started_by_lightning and (RUNS / name / LAST).exists():
             raise FlowersError(
                 f"--run_name: {str(RUNS / name)!r} exists already; give another name, or resume with"
-                f" --ckpt_path {RUNS / name / 'last.ckpt'}."
+                f" --ckpt_path {RUNS / name / LAST}."
             )
         os.environ[RUN_NAME] = name
         return RUNS / name

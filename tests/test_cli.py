@@ -329,6 +329,26 @@ def test_folders_that_cannot_be_trained_on(
     assert "class 'tulip' in 'set' has 0 usable photos" in failure(capsys, *fit, "set")
 
 
+def test_a_run_that_failed_at_its_start_does_not_block_its_name(
+    inside: Path, drawings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = [
+        "fit",
+        "--config",
+        "small.yaml",
+        "--data.root",
+        str(drawings),
+        "--run_name",
+        "second",
+        "--export",
+        "none",
+    ]
+    (inside / "torn.pth").write_text("no weights")
+    assert "torn.pth" in failure(capsys, *fit, "--model.weights", "torn.pth")
+    assert main([*fit, "--unfreeze.top_epochs", "0"]) == 0
+    shutil.rmtree(inside / "checkpoints" / "second")
+
+
 def test_classes_that_the_model_does_not_know(
     inside: Path, drawings: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
