@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -217,13 +218,10 @@ class FlowersCLI(LightningCLI):
     def _run_folder(self) -> Path:
         if self._ckpt is not None:
             return self._ckpt.parent
-        started_by_lightning = "LOCAL_RANK" in os.environ
-        name = (
-            (started_by_lightning and os.environ.get(RUN_NAME))
-            or self.config.fit.run_name
-            or time.strftime("%Y%m%d-%H%M%S")
-        )
-        if not started_by_lightning and (RUNS / name / LAST).exists():
+        if "LOCAL_RANK" in os.environ and RUN_NAME in os.environ:
+            return RUNS / os.environ[RUN_NAME]
+        name = self.config.fit.run_name or _unused(time.strftime("%Y%m%d-%H%M%S"))
+        if (RUNS / name / LAST).exists():
             raise FlowersError(
                 f"--run_name: {str(RUNS / name)!r} exists already; give another name, or resume with"
                 f" --ckpt_path {RUNS / name / LAST}."
@@ -342,6 +340,12 @@ def _checkpoint_for(command: str, args: list[str]) -> Path | None:
         return None
     read_checkpoint(given)
     return Path(given)
+
+
+def _unused(name: str) -> str:
+    """A name like this one that no run has: two may start in one second."""
+    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
+    return next(one for one in names if not (RUNS / one).exists())
 
 
 def _lines(metrics: dict[str, float]) -> str:
