@@ -6,7 +6,7 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from flowers_pl.errors import FlowersError
@@ -122,11 +122,6 @@ def list_pictures(where: str | os.PathLike[str]) -> tuple[Path, list[str]]:
             f"--data.predict_root: folder {str(where)!r} is empty; give a photo or a folder of photos."
         )
     return where, paths
-
-
-def stem(path: str) -> str:
-    """The file's name without folders, for messages."""
-    return PurePosixPath(path).name
 
 
 def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
