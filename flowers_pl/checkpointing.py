@@ -139,7 +139,7 @@ class RunCheckpoints(Checkpoint):
         return Path(self.folder or trainer.log_dir or trainer.default_root_dir) / name
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or _only_tried(trainer):
             return
         loss = float(trainer.callback_metrics["val_loss"])
         if better := loss < self.best_loss:
@@ -151,10 +151,15 @@ class RunCheckpoints(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give the module the best weights, read on one rank and handed to the others: Lightning leaves it
         the last ones."""
-        if self.best_epoch < 0:
+        if self.best_epoch < 0 or _only_tried(trainer):
             return
         best = read_checkpoint(self.path(trainer, BEST))["state_dict"] if trainer.is_global_zero else None
         pl_module.load_state_dict(trainer.strategy.broadcast(best or {}))
+
+
+def _only_tried(trainer: L.Trainer) -> bool:
+    """Whether this is a `fast_dev_run`, which must not write over a run's checkpoints."""
+    return bool(getattr(trainer, "fast_dev_run", False))  # set by Lightning, not annotated
 
 
 def newest_best(folder: str | os.PathLike[str] = "checkpoints") -> Path:
