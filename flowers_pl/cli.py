@@ -48,6 +48,7 @@ from flowers_pl.weights import check_weights
 
 log = logging.getLogger("flowers_pl")
 OTHERS: dict[str, Callable[..., None]] = {"explain": explain, "export": export}
+JUDGING = ("validate", "test", "predict")
 RUN_NAME = "FLOWERS_PL_RUN_NAME"  # hands the run's name on to the processes that Lightning starts
 
 
@@ -95,6 +96,7 @@ class FlowersCLI(LightningCLI):
         command = next((arg for arg in args if not arg.startswith("-")), "")
         self._ckpt = None if {"-h", "--help"} & set(args) else _checkpoint_for(command, args)
         settings = self._ckpt.parent / "config.yaml" if self._ckpt and command == "fit" else None
+        self._trained_on = settings_of(self._ckpt) if self._ckpt and command in JUDGING else {}
         super().__init__(
             FlowerClassifier,
             FlowersDataModule,
@@ -178,8 +180,8 @@ class FlowersCLI(LightningCLI):
                 default="torch",
                 help="Format of the final model that the run ends with.",
             )
-        elif self._ckpt is not None:
-            parser.set_defaults({f"data.{name}": value for name, value in settings_of(self._ckpt).items()})
+        else:
+            parser.set_defaults({f"data.{name}": value for name, value in self._trained_on.items()})
 
     def _parse_ckpt_path(self) -> None:
         """Settings of a checkpoint were taken before parsing, as defaults, so that the command line wins."""
@@ -334,7 +336,7 @@ def _checkpoint_for(command: str, args: list[str]) -> Path | None:
     given = next((arg.partition("=")[2] for arg in args if arg.startswith("--ckpt_path=")), None)
     if "--ckpt_path" in args[:-1]:
         given = args[args.index("--ckpt_path") + 1]
-    if given in (None, "null") and command in ("validate", "test", "predict"):
+    if given in (None, "null") and command in JUDGING:
         return newest_best(RUNS)
     if given in (None, "null"):
         return None

@@ -158,8 +158,7 @@ def _placed(ckpt: Path) -> list[Placed]:
         raise FlowersError(
             f"{str(file)!r} is missing, so the validation photos are not known; give --images."
         )
-    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        return [Placed(**row) for row in csv.DictReader(stream)]
+    return [Placed(**row) for row in _rows(file)]
 
 
 def _measure(
