@@ -232,9 +232,9 @@ class FlowerClassifier(L.LightningModule):
         batch."""
         return self._shared_step(batch, "train")[0] * (self.trainer.world_size / batch.total)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Judge photos of the validation side."""
-        self._shared_step(batch, "val")
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Judge photos of the validation side; gives their logits to callbacks."""
+        return self._shared_step(batch, "val")[1]
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Judge photos of the test folder, or of the validation side."""

@@ -19,23 +19,20 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from flowers_pl.arguments import JUDGING, checkpoint_for, exported_for
+from flowers_pl.board import LogGradCam, LogPredictions
 from flowers_pl.checkpointing import (
     BEST,
     LAST,
     AtomicCheckpointIO,
     RunCheckpoints,
-    newest_best,
-    read_checkpoint,
 )
 from flowers_pl.classifier import FlowerClassifier, Prediction
 from flowers_pl.commands import (
     CHECKED,
-    RUNS,
-    draw_curves,
-    draw_report,
     explain,
     export,
-    settings_of,
+    predict_exported,
     write_final,
 )
 from flowers_pl.datamodule import FlowersDataModule
@@ -43,12 +40,12 @@ from flowers_pl.errors import FlowersError
 from flowers_pl.finetune import StageEarlyStopping, UnfreezeTopLayers
 from flowers_pl.predictions import prediction_rows, prediction_table, write_predictions
 from flowers_pl.report import judge
+from flowers_pl.runs import RUNS, draw_curves, draw_report, settings_of
 from flowers_pl.tracking import METRICS, DataFiles, EpochTable, Throughput
 from flowers_pl.weights import check_weights
 
 log = logging.getLogger("flowers_pl")
 OTHERS: dict[str, Callable[..., None]] = {"explain": explain, "export": export}
-JUDGING = ("validate", "test", "predict")
 RUN_NAME = "FLOWERS_PL_RUN_NAME"  # hands the run's name on to the processes that Lightning starts
 
 
@@ -94,7 +91,9 @@ class FlowersCLI(LightningCLI):
     def __init__(self, args: list[str]) -> None:
         self._adding = ""
         command = next((arg for arg in args if not arg.startswith("-")), "")
-        self._ckpt = None if {"-h", "--help"} & set(args) else _checkpoint_for(command, args)
+        self._exported = exported_for(command, args)
+        asked = bool({"-h", "--help"} & set(args))
+        self._ckpt = None if asked or self._exported else checkpoint_for(command, args)
         settings = self._ckpt.parent / "config.yaml" if self._ckpt and command == "fit" else None
         self._trained_on = settings_of(self._ckpt) if self._ckpt and command in JUDGING else {}
         super().__init__(
@@ -171,6 +170,7 @@ class FlowersCLI(LightningCLI):
             parser.link_arguments("seed_everything", "model.seed")
             parser.add_lightning_class_args(UnfreezeTopLayers, "unfreeze")
             parser.add_lightning_class_args(StageEarlyStopping, "early_stopping")
+            parser.add_lightning_class_args(LogGradCam, "gradcam")
             parser.add_argument(
                 "--run_name", type=str | None, default=None, help="Name of the folder below checkpoints/."
             )
@@ -182,12 +182,21 @@ class FlowersCLI(LightningCLI):
             )
         else:
             parser.set_defaults({f"data.{name}": value for name, value in self._trained_on.items()})
+        if self._adding == "predict":
+            parser.add_argument(
+                "--exported",
+                type=str | None,
+                default=None,
+                help="A .pt2 or .onnx that export wrote, in place of a checkpoint; runs on the CPU.",
+            )
 
     def _parse_ckpt_path(self) -> None:
         """Settings of a checkpoint were taken before parsing, as defaults, so that the command line wins."""
-        given = self.config[self.config.subcommand].get("ckpt_path")
-        if self.config.subcommand not in OTHERS and given is not None and Path(given) != self._ckpt:
-            raise FlowersError("--ckpt_path must be given on the command line, not in a config file.")
+        config = self.config[self.config.subcommand]
+        for name, taken in (("ckpt_path", self._ckpt), ("exported", self._exported)):
+            given = config.get(name)
+            if self.config.subcommand not in OTHERS and given is not None and Path(given) != taken:
+                raise FlowersError(f"--{name} must be given on the command line, not in a config file.")
 
     # ---------------------------------------------------------------- making things
 
@@ -214,8 +223,9 @@ class FlowersCLI(LightningCLI):
                 check_weights(self.config.fit.model.weights)
         else:
             self.save_config_callback = None
-            assert self._ckpt is not None
-            self._run = self._ckpt.parent
+            judge_by = self._exported or self._ckpt
+            assert judge_by is not None
+            self._run = judge_by.parent
 
     def _run_folder(self) -> Path:
         if self._ckpt is not None:
@@ -243,6 +253,7 @@ class FlowersCLI(LightningCLI):
                     *(given["callbacks"] or []),
                     Throughput(),
                     DataFiles(self._run),
+                    LogPredictions(),
                     RunCheckpoints(str(self._run)),
                 ],
                 "plugins": [*(given["plugins"] or []), AtomicCheckpointIO()],
@@ -278,7 +289,8 @@ class FlowersCLI(LightningCLI):
     def validate(self, **kwargs: Any) -> None:
         """Judge the validation side."""
         metrics = self._judge(self.trainer.validate, self._load())
-        print(f"{len(self.datamodule.judged)} validation photos; this side chose the checkpoint.")
+        data = self.datamodule
+        print(f"{len(data.judged)} validation {data.kind}; this side chose the checkpoint.")
         print(_lines(metrics))
 
     def test(self, **kwargs: Any) -> None:
@@ -295,8 +307,9 @@ class FlowersCLI(LightningCLI):
             np.array([row.probabilities for _, row in judged]),
             np.array([model.classes.index(photo.label) for photo, _ in judged]),
             model.classes,
-            judged=f"photos of {data.test_root}" if own else "validation photos",
+            judged=f"photos of {data.test_root}" if own else f"validation {data.kind}",
             chose_checkpoint=not own,
+            kind="photos" if own else data.kind,
         )
         mistakes = [
             (photo, row.label, max(row.probabilities)) for photo, row in judged if photo.label != row.label
@@ -317,11 +330,15 @@ class FlowersCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Write predictions.csv and show its first rows."""
-        model = self._load()
-        found = cast("list[Prediction]", self.trainer.predict(model, datamodule=self.datamodule))
-        rows = prediction_rows(found, [photo.path for photo in self.datamodule.judged], model.classes)
+        if self._exported is not None:
+            classes, found = predict_exported(self._exported, self.datamodule)
+        else:
+            model = self._load()
+            classes = model.classes
+            found = cast("list[Prediction]", self.trainer.predict(model, datamodule=self.datamodule))
+        rows = prediction_rows(found, [photo.path for photo in self.datamodule.judged], classes)
         file = self._run / "predictions.csv"
-        write_predictions(file, rows, model.classes)
+        write_predictions(file, rows, classes)
         print(*prediction_table(rows), sep="\n")
         log.info("%d predictions written to %s.", len(rows), file)
 
@@ -329,19 +346,6 @@ class FlowersCLI(LightningCLI):
         assert self._ckpt is not None
         log.info("Checkpoint: %s", self._ckpt)
         return FlowerClassifier.load(self._ckpt)
-
-
-def _checkpoint_for(command: str, args: list[str]) -> Path | None:
-    """The checkpoint that a command line is about: the one it names, or for all but `fit` the newest."""
-    given = next((arg.partition("=")[2] for arg in args if arg.startswith("--ckpt_path=")), None)
-    if "--ckpt_path" in args[:-1]:
-        given = args[args.index("--ckpt_path") + 1]
-    if given in (None, "null") and command in JUDGING:
-        return newest_best(RUNS)
-    if given in (None, "null"):
-        return None
-    read_checkpoint(given)
-    return Path(given)
 
 
 def _unused(name: str) -> str:

@@ -1,78 +1,31 @@
-"""What is done with a trained run besides judging it: pictures of it, explanations, and the final model."""
+"""What is done with a trained run besides judging it: explanations, and the final model."""
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from flowers_pl import figures
 from flowers_pl.checkpointing import KEY, newest_best, read_checkpoint
-from flowers_pl.classifier import FlowerClassifier
+from flowers_pl.classifier import FlowerClassifier, Prediction
 from flowers_pl.datamodule import FlowersDataModule
-from flowers_pl.decode import UnreadablePhoto, load_photo, read_photo
+from flowers_pl.decode import UnreadablePhoto, read_photo
 from flowers_pl.errors import FlowersError
-from flowers_pl.photos import LeftOut, Photo, list_pictures
-from flowers_pl.report import Report
-from flowers_pl.split import TRAIN, VAL, Placed
-from flowers_pl.tracking import LEFT_OUT, METRICS, SPLIT, read_table
+from flowers_pl.photos import LeftOut, list_pictures
+from flowers_pl.runs import RUNS, placed_of, rows_of, save, settings_of, show_pictures
+from flowers_pl.split import TRAIN, VAL
+from flowers_pl.tracking import LEFT_OUT
 
 log = logging.getLogger(__name__)
-RUNS = Path("checkpoints")
-PLOTS = "plots"
 CHECKED = 64  # validation photos that an export made by `fit` is checked on
 CALIBRATED = 200  # training photos that int8 is calibrated on
-
-
-def save(figure: Figure, file: Path) -> None:
-    """Write a picture, making its folder."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file)
-
-
-def draw_curves(run: Path, best_epoch: int) -> None:
-    """`plots/training_curves.png` of a run, from its metrics.csv."""
-    save(figures.training_curves(read_table(run / METRICS), best_epoch), run / PLOTS / "training_curves.png")
-
-
-def draw_report(run: Path, report: Report, root: Path, mistakes: Sequence[tuple[Photo, str, float]]) -> None:
-    """The pictures of a report.
-
-    Args:
-        run: where they go, into `plots`.
-        report: the numbers.
-        root: of the photos.
-        mistakes: photo, predicted class and its probability, the most confident first.
-    """
-    save(figures.confusion_matrix(report.confusion, report.classes), run / PLOTS / "confusion_matrix.png")
-    save(figures.reliability_diagram(report), run / PLOTS / "reliability.png")
-    shown = mistakes[:16]
-    pictures = [load_photo(root / photo.path, 160).permute(1, 2, 0).numpy() for photo, _, _ in shown]
-    figure = figures.misclassified(
-        pictures,
-        [photo.label for photo, _, _ in shown],
-        [label for _, label, _ in shown],
-        [share for _, _, share in shown],
-        total=len(mistakes),
-    )
-    save(figure, run / PLOTS / "misclassified.png")
-
-
-def settings_of(ckpt: Path) -> dict[str, Any]:
-    """The data settings that a checkpoint was trained with, and the very split, where it still lies beside
-    it."""
-    data = dict(read_checkpoint(ckpt)[KEY]["data"])
-    split = ckpt.parent / SPLIT
-    return data | ({"split": str(split)} if split.is_file() else {})
 
 
 def explain(
@@ -106,10 +59,9 @@ def explain(
     explained = explain_photos(model, photos, truths, target, method, layer)
     folder = ckpt.parent / "gradcam"
     save(explanation_figure(explained[0], names[0]), folder / "example.png")
-    save(
-        grid_figure(explained, model.classes, f"{method}, {len(explained)} photos"),
-        folder / "gradcam_grid.png",
-    )
+    kind = "drawings" if images is None and settings_of(ckpt).get("drawn") else "photos"
+    title = f"{method}, {len(explained)} {kind}" + ("" if target is None else f": what speaks for {target}")
+    save(grid_figure(explained, model.classes, title), folder / "gradcam_grid.png")
     np.savez_compressed(folder / "maps.npz", paths=names, maps=np.stack([one.heat for one in explained]))
     for name, one in zip(names, explained, strict=True):
         if each:
@@ -117,7 +69,8 @@ def explain(
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(overlay(one.photo, one.heat)).save(file)
     if faithfulness:
-        _measure(model, photos[:faithfulness], method, layer, folder)
+        _measure(model, photos[:faithfulness], method, layer, folder, kind)
+    show_pictures(folder)
     log.info("%d photos explained by %s of %s: %s.", len(explained), method, ckpt, folder)
 
 
@@ -129,7 +82,7 @@ def _to_explain(
     from flowers_pl.explain import even_sample
 
     if images is None:
-        placed, root = _placed(ckpt), Path(read_checkpoint(ckpt)[KEY]["data"]["root"])
+        placed, root = placed_of(ckpt), Path(read_checkpoint(ckpt)[KEY]["data"]["root"])
         validating = [one for one in placed if one.side == VAL]
         labels = np.array([model.classes.index(one.label) for one in validating])
         paths = [validating[row].path for row in even_sample(labels, most)]
@@ -151,18 +104,13 @@ def _to_explain(
     return names, photos, truths
 
 
-def _placed(ckpt: Path) -> list[Placed]:
-    """The split of a run."""
-    file = ckpt.parent / SPLIT
-    if not file.is_file():
-        raise FlowersError(
-            f"{str(file)!r} is missing, so the validation photos are not known; give --images."
-        )
-    return [Placed(**row) for row in _rows(file)]
-
-
 def _measure(
-    model: FlowerClassifier, photos: Sequence[Tensor], method: str, layer: str | None, folder: Path
+    model: FlowerClassifier,
+    photos: Sequence[Tensor],
+    method: str,
+    layer: str | None,
+    folder: Path,
+    kind: str,
 ) -> None:
     from flowers_pl.decode import resize_photo
     from flowers_pl.faithfulness import faithfulness, faithfulness_figure
@@ -170,7 +118,35 @@ def _measure(
     squares = torch.stack([resize_photo(photo, model.image_size) for photo in photos])
     measured = faithfulness(model, squares, method=method, layer=layer)
     (folder / "explain.json").write_text(json.dumps(measured, indent=2))
-    save(faithfulness_figure(measured), folder / "faithfulness.png")
+    save(faithfulness_figure(measured, kind), folder / "faithfulness.png")
+
+
+def predict_exported(file: Path, data: FlowersDataModule) -> tuple[list[str], list[Prediction]]:
+    """Predict photos by an exported model; needs neither its checkpoint nor the photos that it learnt from.
+
+    The loader's workers decode and resize while the model runs; its own resize leaves such photos as they
+    are.
+
+    Args:
+        file: .pt2 or .onnx, int8 or not.
+        data: with a `predict_root`; takes classes and image size from the file.
+
+    Returns:
+        The classes, and a prediction for each batch.
+
+    Raises:
+        FlowersError: the file is not one that `export` wrote, or there are no photos.
+    """
+    from flowers_pl.exported import Exported
+
+    exported = Exported.open(file)
+    log.info("Exported model: %s", file)
+    data.classes, data.image_size = exported.classes, exported.image_size
+    data.setup("predict")
+    return exported.classes, [
+        Prediction(batch.rows, torch.from_numpy(exported(batch.photos)), batch.unreadable)
+        for batch in data.predict_dataloader()
+    ]
 
 
 def export(
@@ -219,8 +195,9 @@ def write_final(
     Raises:
         FlowersError: the exported model does not agree with the checkpoint.
     """
+    from flowers_pl.agreement import check_export
     from flowers_pl.export import export_onnx, export_torch
-    from flowers_pl.exported import Exported, check_export
+    from flowers_pl.exported import Exported
     from flowers_pl.model_card import model_card
 
     (export_onnx if file.suffix == ".onnx" else export_torch)(model, file)
@@ -240,23 +217,17 @@ def write_final(
         checkpoint[KEY],
         checkpoint["hyper_parameters"],
         data.placed,
-        [LeftOut(**row) for row in _rows(with_left_out)],
+        [LeftOut(**row) for row in rows_of(with_left_out)],
         json.loads(result.read_text()) if result.is_file() else None,
         files,
     )
     (file.parent / "MODEL_CARD.md").write_text(card)
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
-    if not file.is_file():
-        return []
-    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        return list(csv.DictReader(stream))
-
-
 def _quantized(file: Path, data: FlowersDataModule) -> dict[str, str]:
     """Write the int8 model and say what it costs."""
-    from flowers_pl.export import accuracy_loss, quantize_int8
+    from flowers_pl.agreement import accuracy_loss
+    from flowers_pl.export import quantize_int8
     from flowers_pl.exported import Exported
 
     small = file.with_name(f"{file.stem}_int8.onnx")

@@ -17,9 +17,7 @@ from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -160,46 +158,6 @@ def quantize_int8(onnx_file: Path, out_file: Path, photos: Iterable[Tensor]) -> 
             nodes_to_exclude=[node.name for node in resize],
             extra_options={"CalibMovingAverage": True},
         )
-
-
-class AccuracyLoss(NamedTuple):
-    """What quantisation costs, in shares of the photos.
-
-    Args:
-        before: accuracy of the float model.
-        after: accuracy of the other.
-        low: of the 95 % interval of `before - after`.
-        high: of the same.
-    """
-
-    before: float
-    after: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        loss = self.before - self.after
-        return (
-            f"accuracy {self.before:.2%} in float32, {self.after:.2%} in int8: {100 * loss:+.2f} points lost"
-            f" (95 % interval {100 * self.low:+.2f} to {100 * self.high:+.2f})"
-        )
-
-
-def accuracy_loss(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> AccuracyLoss:
-    """Compare two models on the same photos, with a paired bootstrap over the photos.
-
-    Args:
-        before: float (photos, classes), probabilities of the float model.
-        after: the same of the other.
-        labels: int (photos,).
-    """
-    right = [(shares.argmax(1) == labels).astype(int) for shares in (before, after)]
-    count = len(labels)
-    lost, gained = ((right[0] - right[1] == sign).mean() for sign in (1, -1))
-    # Resampling photos and counting is drawing from a multinomial: three numbers a sample, not one a photo.
-    samples = np.random.default_rng(0).multinomial(count, [lost, gained, 1 - lost - gained], 10_000)
-    low, high = np.quantile((samples[:, 0] - samples[:, 1]) / count, [0.025, 0.975])
-    return AccuracyLoss(float(right[0].mean()), float(right[1].mean()), float(low), float(high))
 
 
 def need(*packages: str) -> None:

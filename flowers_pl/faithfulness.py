@@ -8,25 +8,26 @@ the middle, where photographers put flowers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from pytorch_grad_cam.metrics.road import ROADLeastRelevantFirstAverage, ROADMostRelevantFirstAverage
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision.transforms.functional import gaussian_blur  # type: ignore[import-untyped]
 
 from flowers_pl.classifier import FlowerClassifier
-from flowers_pl.explain import class_activation_maps, normalised, stand_in
+from flowers_pl.heatmaps import BATCH, class_activation_maps, normalised, stand_in
 from flowers_pl.mobilenet import FlowerNet
-
-PERCENTILES = (20, 50, 80)  # the library's nine would take three times as long
-_BATCH = 32
+from flowers_pl.relevance import (
+    PERCENTILES,
+    centred_map,
+    deletion,
+    insertion,
+    random_maps,
+    ranks,
+    road_scores,
+)
 
 
 def faithfulness(
@@ -47,7 +48,7 @@ def faithfulness(
         model: is left as it was.
         photos: uint8 (N, 3, S, S), one at least.
         targets: the class that each photo is judged by; None for the likeliest.
-        method: as in `explain.class_activation_maps`.
+        method: as in `heatmaps.class_activation_maps`.
         layer: likewise.
         steps: pixels go in so many equal parts.
         seed: of the noise, of the order of pixels that a map holds equal, and of the randomised heads.
@@ -61,7 +62,7 @@ def faithfulness(
     with stand_in(model, layer) as (network, module), torch.no_grad():
         inputs = normalised(model, photos)
         if targets is None:
-            targets = torch.cat([network(some) for some in torch.split(inputs, _BATCH)]).argmax(1).tolist()
+            targets = torch.cat([network(some) for some in torch.split(inputs, BATCH)]).argmax(1).tolist()
         side = _map_side(network, module, inputs[:1])
         rng = np.random.default_rng(seed)
         noise, ties = (random_maps(len(photos), side, photos.shape[-1], rng) for _ in range(2))
@@ -92,45 +93,6 @@ def _map_side(network: FlowerNet, layer: nn.Module, one: Tensor) -> int:
     return sides[0]
 
 
-# ---------------------------------------------------------------- maps that know nothing of the model
-
-
-def random_maps(count: int, side: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Uniform noise of a map's resolution, (side, side), resized as maps are: float32 (count, size, size)."""
-    cells = torch.from_numpy(rng.random((count, 1, side, side), dtype=np.float32))
-    return F.interpolate(cells, (size, size), mode="bilinear")[:, 0].numpy()
-
-
-def centred_map(size: int) -> np.ndarray:
-    """A Gaussian blob in the middle, its standard deviation a quarter of the side: float32 (size, size)."""
-    place = (np.arange(size) - (size - 1) / 2) / (size / 4)
-    return np.exp(-(place[:, None] ** 2 + place**2) / 2).astype(np.float32)
-
-
-def ranks(heats: np.ndarray, ties: np.ndarray) -> np.ndarray:
-    """Maps by rank: the same order of pixels, no two equal, evenly spread from 0 to 1.
-
-    The library hides what is at or above a percentile: where a tenth of a map is 0, as after Grad-CAM's ReLU,
-    "the hottest 90 %" is the whole photo. With ranks every map hides equally many pixels. Where a map holds
-    pixels equal it has no opinion, and another one decides.
-
-    Args:
-        heats: float (N, H, W).
-        ties: float (N, H, W), decides among equals.
-
-    Returns:
-        float32 (N, H, W).
-    """
-    found = np.empty(heats.shape, np.float32)
-    for place, (heat, tie) in enumerate(zip(heats, ties, strict=True)):
-        order = np.lexsort((tie.ravel(), heat.ravel()))
-        found[place].reshape(-1)[order] = np.linspace(0, 1, heat.size, dtype=np.float32)
-    return found
-
-
-# ---------------------------------------------------------------- scores
-
-
 def _judge(
     network: FlowerNet, inputs: Tensor, heats: np.ndarray, targets: list[int], steps: int, seed: int
 ) -> dict[str, np.ndarray]:
@@ -140,80 +102,6 @@ def _judge(
         scores[name] = curve(network, inputs, heats, targets, steps)
         scores[f"{name}_auc"] = np.trapezoid(scores[name], dx=1 / steps, axis=1)
     return scores
-
-
-def road_scores(
-    network: FlowerNet, inputs: Tensor, heats: np.ndarray, targets: list[int], seed: int = 0
-) -> dict[str, np.ndarray]:
-    """ROAD (Rong et al. 2022): the change of probability when pixels are filled in from their neighbours.
-
-    Args:
-        network: from `explain.stand_in`.
-        inputs: float32 (N, 3, S, S), normalised.
-        heats: float32 (N, S, S), from `ranks`.
-        targets: the class that each photo is judged by.
-        seed: of the noise that hides how a pixel was filled in.
-
-    Returns:
-        Each float32 (N,), the mean over `PERCENTILES`: "road_most_relevant_first" (the lower, the better),
-        "road_least_relevant_first" and "road", half of their difference (the higher, the better).
-    """
-    wanted = [ClassifierOutputSoftmaxTarget(one) for one in targets]
-    parts = [slice(start, start + _BATCH) for start in range(0, len(inputs), _BATCH)]
-    scores = []
-    with torch.random.fork_rng(devices=[]):  # the library draws its noise from the global generator
-        torch.default_generator.manual_seed(seed)
-        for averages in (ROADMostRelevantFirstAverage, ROADLeastRelevantFirstAverage):
-            score = averages(list(PERCENTILES))
-            scores.append(np.concatenate([score(inputs[i], heats[i], wanted[i], network) for i in parts]))
-    most, least = scores
-    return {"road_most_relevant_first": most, "road_least_relevant_first": least, "road": (least - most) / 2}
-
-
-def deletion(
-    network: FlowerNet, inputs: Tensor, heats: np.ndarray, targets: list[int], steps: int
-) -> np.ndarray:
-    """Probability while pixels turn to the mean colour, the hottest first: float32 (N, steps + 1).
-
-    Petsiuk et al. 2018 (RISE), section 4.3.
-    """
-    return _curves(network, inputs, heats, targets, steps, lambda photo: (photo, torch.zeros_like(photo)))
-
-
-def insertion(
-    network: FlowerNet, inputs: Tensor, heats: np.ndarray, targets: list[int], steps: int
-) -> np.ndarray:
-    """Probability while a blurred photo gets its pixels back, the hottest first: float32 (N, steps + 1).
-
-    As `deletion`. The blur's standard deviation is a sixteenth of the side; the paper's, 5 of 224 pixels,
-    leaves flowers recognisable.
-    """
-    sigma = inputs.shape[-1] / 16
-    kernel = 2 * int(3 * sigma) + 1
-
-    def ends(photo: Tensor) -> tuple[Tensor, Tensor]:
-        return gaussian_blur(photo, [kernel, kernel], [sigma, sigma]), photo
-
-    return _curves(network, inputs, heats, targets, steps, ends)
-
-
-def _curves(
-    network: FlowerNet,
-    inputs: Tensor,
-    heats: np.ndarray,
-    targets: list[int],
-    steps: int,
-    ends: Callable[[Tensor], tuple[Tensor, Tensor]],
-) -> np.ndarray:
-    """Probability of the target as the first picture turns into the second, the hottest pixels first."""
-    shares = torch.linspace(0, 1, steps + 1, device=inputs.device)[:, None, None, None]
-    curves = []
-    for photo, heat, target in zip(inputs, torch.from_numpy(heats).to(inputs.device), targets, strict=True):
-        first, last = ends(photo)
-        mixed = torch.where(heat > 1 - shares, last, first)
-        mixed[-1] = last  # the coldest pixel's rank is 0, which is not above 0
-        curves.append(network(mixed).softmax(1)[:, target])
-    return torch.stack(curves).cpu().numpy()
 
 
 def _summary(own: dict[str, np.ndarray], random: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -238,7 +126,7 @@ def rank_correlation(
         model: is left as it was.
         photos: uint8 (N, 3, S, S).
         targets: the class of each photo's map.
-        method: as in `explain.class_activation_maps`.
+        method: as in `heatmaps.class_activation_maps`.
         layer: likewise.
         heads: how many random heads, each on all photos.
         seed: of their weights.
@@ -280,8 +168,13 @@ def _with_random_head(model: FlowerClassifier | FlowerNet, generator: torch.Gene
 # ---------------------------------------------------------------- picture
 
 
-def faithfulness_figure(report: dict[str, Any]) -> Figure:
-    """Deletion and insertion curves, and ROAD, of method and baselines; `report` is from `faithfulness`."""
+def faithfulness_figure(report: dict[str, Any], kind: str = "photos") -> Figure:
+    """Deletion and insertion curves, and ROAD, of method and baselines.
+
+    Args:
+        report: from `faithfulness`.
+        kind: what was judged: "photos", or "drawings".
+    """
     figure = Figure(figsize=(13, 4.4), layout="constrained")
     axes = figure.subplots(1, 3)
     for name, scores in report["maps"].items():
@@ -303,5 +196,5 @@ def faithfulness_figure(report: dict[str, Any]) -> Figure:
     axes[2].margins(y=0.12)
     axes[2].axhline(0, color="black", linewidth=0.8)
     axes[2].legend(title="half of the difference", loc="lower right")
-    figure.suptitle(f"Does the model look where {report['method']} says? {report['photos']} photos")
+    figure.suptitle(f"Does the model look where {report['method']} says? {report['photos']} {kind}")
     return figure

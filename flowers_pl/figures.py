@@ -16,7 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from flowers_pl.report import BINS, Report
+from flowers_pl.calibration import BINS
+from flowers_pl.report import Report
 
 BLUE, SKY, ORANGE, GREY = "#0072B2", "#56B4E9", "#D55E00", "#666666"
 DPI = 120
@@ -87,7 +88,7 @@ def _curves(axes: Axes, rows: Sequence[dict[str, float]], name: str, best_epoch:
 # ---------------------------------------------------------------- a judged model
 
 
-def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
+def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], kind: str = "photos") -> Figure:
     """Photos of each truth by prediction: counts, and their shares of the row, which the colour shows too.
 
     With more than 40 classes the colour alone: ten thousand numbers take 15 s to draw, and nobody reads them.
@@ -95,6 +96,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     Args:
         matrix: int (classes, classes), a row for each truth.
         classes: names, in that order.
+        kind: what is judged: "photos", or "drawings".
     """
     support, names = matrix.sum(1), [_short(name) for name in classes]
     shares = matrix / np.maximum(support, 1)[:, None]
@@ -113,9 +115,9 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), [f"{names[row]} ({count})" for row, count in enumerate(support)])
-    axes.set(xlabel="prediction", ylabel="truth (photos)")
+    axes.set(xlabel="prediction", ylabel=f"truth ({kind})")
     photos = support.sum()
-    figure.suptitle(f"Confusion matrix: {photos} photos, {matrix.trace() / max(photos, 1):.1%} of them right")
+    figure.suptitle(f"Confusion matrix: {photos} {kind}, {matrix.trace() / max(photos, 1):.1%} of them right")
     return figure
 
 
@@ -142,10 +144,10 @@ def reliability_diagram(report: Report) -> Figure:
     bars = below.bar(places, counts, 0.94 * width, color=SKY)
     below.bar_label(bars, [str(count) if count else "" for count in counts], padding=2, fontsize=8)
     below.margins(y=0.2)
-    below.set(xlabel="probability of the predicted class", ylabel="photos")
+    below.set(xlabel="probability of the predicted class", ylabel=report.kind)
     mean = np.nansum(counts * confidence) / report.photos
     figure.suptitle(
-        f"Reliability: ECE {report.ece:.3f}, {report.photos} photos\n"
+        f"Reliability: ECE {report.ece:.3f}, {report.photos} {report.kind}\n"
         f"mean probability {mean:.1%}, accuracy {report.accuracy:.1%}"
     )
     return figure
@@ -161,6 +163,7 @@ def misclassified(
     probabilities: Sequence[float],
     paths: Sequence[str] | None = None,
     total: int | None = None,
+    kind: str = "photos",
 ) -> Figure:
     """Photos that were predicted wrongly, in the order given: the most confident mistake should come first.
 
@@ -171,11 +174,12 @@ def misclassified(
         probabilities: of that class, 0 to 1.
         paths: of the photos, if they are to be shown.
         total: how many mistakes there are in all, if these are only some.
+        kind: what was judged: "photos", or "drawings".
     """
     if not photos:
         figure = _figure(6, 2)
-        figure.suptitle("Misclassified photos: 0")
-        figure.text(0.5, 0.4, "Every photo that was judged was predicted rightly.", ha="center", va="center")
+        figure.suptitle(f"Misclassified {kind}: 0")
+        figure.text(0.5, 0.4, f"All {kind} were predicted rightly.", ha="center", va="center")
         return figure
     columns = min(len(photos), 4)
     lines = -(-len(photos) // columns)
@@ -192,7 +196,7 @@ def misclassified(
             axes.set_xlabel(_short(path if len(path) <= 40 else "…" + path[-39:], 40), fontsize=8, color=GREY)
     shown = f"{len(photos)} of {total}" if total is not None and total > len(photos) else str(len(photos))
     order = ", the most confident first" if len(photos) > 1 else ""
-    figure.suptitle(f"Misclassified photos: {shown}{order}")
+    figure.suptitle(f"Misclassified {kind}: {shown}{order}")
     return figure
 
 

@@ -8,31 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from flowers_pl.calibration import BINS, Bins, bins_of
 from flowers_pl.errors import FlowersError
 
-BINS = 15  # as in Guo et al. 2017
 LEVEL = 95  # per cent, of the intervals
-CAUTION = "These photos also chose the checkpoint, so the figures are a little too good."
-
-
-class Bins(NamedTuple):
-    """Photos by the probability of their predicted class, in `BINS` bins of equal width over 0 to 1.
-
-    A bin takes its upper edge, not its lower one (Guo et al. 2017).
-
-    Args:
-        counts: int64 (BINS,): photos.
-        confidence: float64 (BINS,): mean probability of the predicted class; NaN in an empty bin.
-        accuracy: float64 (BINS,): share of right predictions; NaN in an empty bin.
-    """
-
-    counts: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
+CAUTION = "These {kind} also chose the checkpoint, so the figures are a little too good."
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +36,7 @@ class Report:
         intervals: 95 % intervals (low, high) of "accuracy" and "macro_f1".
         judged: which photos these were, in words that can follow a number.
         chose_checkpoint: whether these photos chose the epoch that was kept.
+        kind: what they are called: "photos", or "drawings".
     """
 
     classes: tuple[str, ...]
@@ -62,6 +47,7 @@ class Report:
     intervals: dict[str, tuple[float, float]]
     judged: str
     chose_checkpoint: bool
+    kind: str = "photos"
 
     @property
     def photos(self) -> int:
@@ -101,8 +87,7 @@ class Report:
     @property
     def ece(self) -> float:
         """Expected calibration error: how far confidence and accuracy are apart, 0 to 1 (Guo et al. 2017)."""
-        gaps = np.abs(self.bins.accuracy - self.bins.confidence)
-        return float(np.nansum(self.bins.counts * gaps) / self.photos)
+        return self.bins.ece
 
     def text(self) -> str:
         """A table for the screen, with what is to be said about its figures."""
@@ -111,11 +96,11 @@ class Report:
     def _lines(self) -> Iterator[str]:
         yield f"{self.photos} {self.judged}."
         if self.chose_checkpoint:
-            yield CAUTION
+            yield CAUTION.format(kind=self.kind)
         width = max(*map(len, self.classes), len("macro average"))
         row = f"{{:>{width}}}  {{:>9.4f}} {{:>9.4f}} {{:>9.4f}} {{:>9}}"
         yield ""
-        yield f"{'':>{width}}  {'precision':>9} {'recall':>9} {'F1':>9} {'photos':>9}"
+        yield f"{'':>{width}}  {'precision':>9} {'recall':>9} {'F1':>9} {self.kind:>9}"
         for cells in self._each():
             yield row.format(*cells)
         yield row.format("macro average", *self.macro.values(), self.photos)
@@ -141,12 +126,12 @@ class Report:
         if self.accuracy in (0, 1):  # a bootstrap cannot draw what did not happen
             rule_of_three = min(300 / self.photos, 100)  # Hanley & Lippman-Hand 1983
             return (
-                f"At {self.photos} photos, all predicted {'rightly' if self.accuracy else 'wrongly'}, the"
-                f" interval has no width; the true accuracy may still be {rule_of_three:.1f} points away."
+                f"At {self.photos} {self.kind}, all predicted {'rightly' if self.accuracy else 'wrongly'},"
+                f" the interval has no width; the true accuracy may still be {rule_of_three:.1f} points away."
             )
         low, high = self.intervals["accuracy"]
-        points = 50 * (high - low)
-        return f"At {self.photos} photos a difference of less than {points:.1f} points of accuracy is noise."
+        points = f"{50 * (high - low):.1f} points of accuracy"
+        return f"At {self.photos} {self.kind} a difference of less than {points} is noise."
 
     def as_dict(self) -> dict[str, Any]:
         """The same for a JSON file; empty bins are left out, and `caution` is null where there is none."""
@@ -155,7 +140,7 @@ class Report:
         keys = ("low", "high", "photos", "confidence", "accuracy")
         return {
             "judged": self.judged,
-            "caution": CAUTION if self.chose_checkpoint else None,
+            "caution": CAUTION.format(kind=self.kind) if self.chose_checkpoint else None,
             "photos": self.photos,
             "accuracy": self.accuracy,
             **{f"macro_{name}": score for name, score in self.macro.items()},
@@ -182,6 +167,7 @@ def judge(
     *,
     judged: str = "photos",
     chose_checkpoint: bool = False,
+    kind: str = "photos",
 ) -> Report:
     """Compare predictions with the truth.
 
@@ -195,6 +181,7 @@ def judge(
         resamples: of the bootstrap.
         judged: which photos these are, in words that can follow a number: "validation photos".
         chose_checkpoint: whether these photos chose the epoch that was kept.
+        kind: what they are called: "photos", or "drawings".
 
     Raises:
         FlowersError: there are no photos, or the model's output is not a number.
@@ -212,10 +199,11 @@ def judge(
         confusion=confusion,
         top2_accuracy=float((likeliest == labels[:, None]).any(1).mean()),
         nll=float(-np.log(np.maximum(of_truth, np.finfo(np.float32).tiny)).mean()),
-        bins=_bins(probabilities.max(1), predictions == labels),
+        bins=bins_of(probabilities.max(1), predictions == labels),
         intervals=_intervals(confusion, seed, resamples),
         judged=judged,
         chose_checkpoint=chose_checkpoint,
+        kind=kind,
     )
 
 
@@ -228,13 +216,6 @@ def _check(probabilities: np.ndarray, labels: np.ndarray, classes: int) -> None:
         raise FlowersError("The model's output is not a number: training diverged; lower its learning rates.")
     if probabilities.min() < 0 or probabilities.max() > 1.001:
         raise ValueError("these are not probabilities; logits need a softmax first")
-
-
-def _bins(confidence: np.ndarray, right: np.ndarray) -> Bins:
-    place = np.digitize(confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
-    counts, sums, hits = (np.bincount(place, weight, BINS) for weight in (None, confidence, right))
-    with np.errstate(invalid="ignore"):
-        return Bins(counts, sums / counts, hits / counts)
 
 
 def _f1(hits: np.ndarray, truths_and_predictions: np.ndarray) -> np.ndarray:

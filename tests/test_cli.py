@@ -99,6 +99,13 @@ def test_tensorboard_shows_the_run(inside: Path) -> None:
     )
     assert len(events.Scalars("images_per_second")) == 3
     assert "_hparams_/session_start_info" in events.summary_metadata
+    images = set(events.Tags()["images"])
+    assert images == {
+        f"{when}/{name}" for when in ("val", "best") for name in ("confusion_matrix", "misclassified")
+    }
+    assert len(events.Images("val/confusion_matrix")) == 3
+    plots = EventAccumulator(str(inside / "checkpoints" / "first" / "plots")).Reload()
+    assert "training_curves" in plots.Tags()["images"]
 
 
 def test_the_best_checkpoint_has_the_lowest_loss_of_the_run(inside: Path) -> None:
@@ -141,6 +148,9 @@ def test_test_judges_another_folder(inside: Path, capsys: pytest.CaptureFixture[
         with Image.open(run / "plots" / f"{name}.png") as picture:
             assert min(picture.size) > 200
             assert len(set(picture.convert("L").get_flattened_data())) > 10  # not an empty picture
+    (events,) = (run / "plots").glob("events.out.tfevents.*")
+    shown = EventAccumulator(str(events)).Reload().Tags()["images"]
+    assert shown == ["confusion_matrix", "misclassified", "reliability", "training_curves"]
 
 
 def test_test_without_a_folder_says_what_it_judges(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +180,8 @@ def test_export_writes_onnx_beside_the_checkpoint(inside: Path) -> None:
 def test_explain_draws_where_the_model_looks(inside: Path, drawings: Path) -> None:
     assert main(["explain", "--images", str(drawings / "rose"), "--each", "true", "--most", "3"]) == 0
     folder = inside / "checkpoints" / "first" / "gradcam"
-    assert {path.name for path in folder.iterdir()} == {"example.png", "gradcam_grid.png", "maps.npz", "each"}
+    names = {path.name for path in folder.iterdir() if not path.name.startswith("events.out")}
+    assert names == {"example.png", "gradcam_grid.png", "maps.npz", "each"}
     assert len(list((folder / "each").iterdir())) == 3
     assert np.load(folder / "maps.npz")["maps"].shape[0] == 3
     assert main(["explain", "--most", "5"]) == 0
@@ -198,6 +209,45 @@ def test_predict_writes_a_row_for_each_file(inside: Path, capsys: pytest.Capture
     assert rows["text.jpg"]["label"] == ""
     assert "not a picture" in rows["text.jpg"]["error"]
     assert rows["text.jpg"]["daisy"] == ""
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx", "int8"])
+def test_predict_takes_an_exported_model(
+    inside: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = ["--trainer.enable_progress_bar", "false"]
+    mixed = tmp_path / "mixed"
+    for number, kind_of in enumerate(KINDS * 2):  # more than one batch, and of other sizes than the model's
+        (mixed / kind_of).mkdir(parents=True, exist_ok=True)
+        draw_flower(kind_of, 40 + number, 50 + 7 * number).save(mixed / kind_of / f"{number}.png")
+    (mixed / "torn.jpg").write_text("no picture")
+    (mixed / "z").mkdir()
+    for number in range(8):  # a batch of which nothing can be read
+        (mixed / "z" / f"{number}.png").write_text("no picture")
+    alone = tmp_path / "elsewhere" / ("m.pt2" if kind == "pt2" else "m.onnx")  # no run, no split, no config
+    int8 = ["--quantize", "int8"] if kind == "int8" else []
+    command = ["export", "--out", str(alone), "--format", "torch" if kind == "pt2" else "onnx"]
+    assert main([*command, *int8]) == 0
+    file = alone.with_name("m_int8.onnx") if int8 else alone
+    where = ["--data.predict_root", str(mixed), "--data.batch_size", "8"]
+    assert main(["predict", *where, *quiet]) == 0
+    expected = (inside / "checkpoints" / "first" / "predictions.csv").read_text()
+    said = capsys.readouterr().out
+    assert main(["predict", "--exported", str(file), *where, "--data.workers", "2", *quiet]) == 0
+    table, other = (
+        list(csv.DictReader(text.splitlines()))
+        for text in (expected, (file.parent / "predictions.csv").read_text())
+    )
+    assert len(table) == len(other) == 19
+    near = 0.2 if kind == "int8" else 1e-3
+    for row, found in zip(table, other, strict=True):
+        assert list(row) == list(found)
+        assert (row["path"], row["error"]) == (found["path"], found["error"])
+        shares = [[float(one[name] or "nan") for name in KINDS] for one in (row, found)]
+        assert shares[0] == pytest.approx(shares[1], abs=near, nan_ok=True)
+    if kind != "int8":
+        assert [row["label"] for row in table] == [row["label"] for row in other]
+        assert capsys.readouterr().out.splitlines()[-1].split()[:2] == said.splitlines()[-1].split()[:2]
 
 
 def test_a_checkpoint_needs_neither_photos_nor_weights(inside: Path, tmp_path: Path, drawings: Path) -> None:
@@ -298,6 +348,12 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["test", "--weights_only", "false"], "--weights_only"),
         (["predict"], "--data.predict_root is missing"),
         (["predict", "--data.predict_root", "nowhere"], "no photo or folder 'nowhere'"),
+        (["predict", "--exported", "nowhere.onnx"], "--exported: there is no file 'nowhere.onnx'"),
+        (["predict", "--exported", "small.yaml"], "'small.yaml' is neither .onnx nor .pt2"),
+        (["predict", "--exported", "a.pt2", "--ckpt_path", "b.ckpt"], "give one of them"),
+        (["predict", "--exported", "checkpoints/first/final.pt2"], "--data.predict_root is missing"),
+        (["test", "--exported", "checkpoints/first/final.pt2"], "--exported"),
+        (["fit", "--gradcam.photos", "0"], "--gradcam.photos must be at least 1"),
         (["validate", "--data.root", "nowhere"], "no folder 'nowhere'"),
         (["explain", "--images", "nowhere"], "no photo or folder 'nowhere'"),
         (["explain", "--method", "guess"], "--method"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowers_pl.checkpointing import read_checkpoint
 from flowers_pl.tracking import read_table
@@ -57,6 +58,12 @@ def fit(home: Path, drawings: Path, run: str, devices: int) -> dict[str, torch.T
     return {name: value for name, value in checkpoint["state_dict"].items() if value.is_floating_point()}
 
 
+def pictures(run: Path, name: str) -> list[bytes]:
+    """What TensorBoard has of a picture: a PNG for each time it was drawn."""
+    events = EventAccumulator(str(run), {"images": 0}).Reload()
+    return [image.encoded_image_string for image in events.Images(name)]
+
+
 @pytest.mark.parametrize("devices", [2, 3])
 def test_any_number_of_processes_gives_the_same_run(tmp_path: Path, drawings: Path, devices: int) -> None:
     one, several = fit(tmp_path, drawings, "one", 1), fit(tmp_path, drawings, "several", devices)
@@ -68,4 +75,8 @@ def test_any_number_of_processes_gives_the_same_run(tmp_path: Path, drawings: Pa
     for row, other in zip(*tables, strict=True):
         for name in set(row) - {"images_per_second"}:
             assert row[name] == pytest.approx(other[name], rel=1e-5), name  # metrics are float32
+    for picture in ("val/confusion_matrix", "val/misclassified", "best/confusion_matrix"):
+        sheets = [pictures(tmp_path / "checkpoints" / run, picture) for run in ("one", "several")]
+        assert sheets[0] == sheets[1], picture
+        assert len(sheets[0]) == (1 if picture.startswith("best") else 4)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2

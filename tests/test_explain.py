@@ -1,36 +1,28 @@
-"""explain.py: maps against closed-form ones, the model left as found, pictures, the callback."""
+"""explain.py: maps against closed-form ones, the model left as found, pictures."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
-    EventAccumulator,
-)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowers_pl import explain
+from flowers_pl import heatmaps
 from flowers_pl.classifier import FlowerClassifier
-from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.errors import FlowersError
 from flowers_pl.explain import (
-    METHODS,
     Explained,
-    LogGradCam,
-    class_activation_maps,
     even_sample,
     explain_photos,
     explanation_figure,
     grid_figure,
     overlay,
 )
+from flowers_pl.heatmaps import METHODS, class_activation_maps
 from flowers_pl.mobilenet import FlowerNet, start_from_nothing
 from flowers_pl.weights import load_weights
 
@@ -112,7 +104,7 @@ def test_maps_are_for_the_likeliest_class_by_default(network: FlowerNet) -> None
 def test_a_photo_has_the_same_map_in_any_batch(network: FlowerNet, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = some_photos(5)
     together = class_activation_maps(network, photos.float(), [0, 1, 2, 0, 1])
-    monkeypatch.setattr(explain, "_BATCH", 2)
+    monkeypatch.setattr(heatmaps, "BATCH", 2)
     np.testing.assert_allclose(class_activation_maps(network, photos, [0, 1, 2, 0, 1]), together, atol=1e-4)
     assert class_activation_maps(network, photos[:0]).shape == (0, 96, 96)
 
@@ -300,51 +292,3 @@ def test_samples_are_even_over_the_classes_and_drawn_by_seed() -> None:
     assert np.array_equal(chosen, even_sample(labels, 9))
     assert not np.array_equal(chosen, even_sample(labels, 9, seed=1))
     assert sorted(even_sample(labels, 100)) == list(range(73))
-
-
-# ---------------------------------------------------------------- during training
-
-
-def fitted(
-    drawings: Path, folder: Path, callbacks: list[L.Callback]
-) -> tuple[FlowerClassifier, TensorBoardLogger]:
-    torch.manual_seed(3)
-    board = TensorBoardLogger(folder, name="", version="")
-    data = FlowersDataModule(root=str(drawings), image_size=32, batch_size=16, workers=0)
-    module = FlowerClassifier(weights=None)
-    trainer = L.Trainer(
-        max_epochs=2, logger=board, callbacks=callbacks, accelerator="cpu", enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-    )  # fmt: skip
-    trainer.fit(module, datamodule=data)
-    return module, board
-
-
-def pictures_in(board: TensorBoardLogger) -> list[int]:
-    board.experiment.flush()
-    events = EventAccumulator(board.log_dir, {"images": 0})
-    events.Reload()
-    if "grad_cam" not in events.Tags()["images"]:
-        return []
-    return [event.step for event in events.Images("grad_cam")]
-
-
-@pytest.mark.usefixtures("data")  # decodes the drawings, which draws from the global generator, beforehand
-def test_the_callback_shows_a_grid_and_does_not_disturb_training(drawings: Path, tmp_path: Path) -> None:
-    plain, empty = fitted(drawings, tmp_path / "plain", [])
-    after = torch.get_rng_state()
-    watched, board = fitted(drawings, tmp_path / "watched", [LogGradCam(photos=4)])
-    assert torch.equal(torch.get_rng_state(), after)
-    assert all(torch.equal(value, watched.state_dict()[name]) for name, value in plain.state_dict().items())
-    assert [module.training for module in plain.modules()] == [
-        module.training for module in watched.modules()
-    ]
-    assert pictures_in(empty) == []
-    assert len(pictures_in(board)) == 2
-
-
-def test_the_callback_can_wait_for_some_epochs(drawings: Path, tmp_path: Path) -> None:
-    _, board = fitted(drawings, tmp_path, [LogGradCam(photos=2, every_n_epochs=2)])
-    assert len(pictures_in(board)) == 1
-    with pytest.raises(FlowersError, match="at least 1, not 0 and 1"):
-        LogGradCam(photos=0)

@@ -11,20 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from flowers_pl.decode import load_photo
-from flowers_pl.explain import class_activation_maps, stand_in
-from flowers_pl.faithfulness import (
-    centred_map,
-    deletion,
-    faithfulness,
-    faithfulness_figure,
-    insertion,
-    random_maps,
-    rank_correlation,
-    ranks,
-    road_scores,
-)
+from flowers_pl.faithfulness import faithfulness, faithfulness_figure, rank_correlation
+from flowers_pl.heatmaps import class_activation_maps, stand_in
 from flowers_pl.mobilenet import FlowerNet
 from flowers_pl.photos import list_photos
+from flowers_pl.relevance import centred_map, deletion, insertion, random_maps, ranks, road_scores
 from flowers_pl.weights import load_weights
 
 SIZE, CELLS = 48, 6

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+from flowers_pl.calibration import BINS
 from flowers_pl.figures import (
     augmentation_sheet,
     confusion_matrix,
@@ -23,7 +24,7 @@ from flowers_pl.figures import (
     reliability_diagram,
     training_curves,
 )
-from flowers_pl.report import BINS, judge
+from flowers_pl.report import judge
 
 FIVE = ["daisy", "dandelion", "rose", "sunflower", "tulip"]
 TWENTY = [
@@ -262,9 +263,7 @@ def test_misclassified_photos(count: int) -> None:
 
 def test_no_mistake_is_said() -> None:
     figure = misclassified([], [], [], [])
-    assert {"Misclassified photos: 0", "Every photo that was judged was predicted rightly."} == set(
-        said(figure)
-    )
+    assert {"Misclassified photos: 0", "All photos were predicted rightly."} == set(said(figure))
     assert not figure.axes
 
 

@@ -84,7 +84,7 @@ def check(shown: Shown, what: str) -> float:
     """What holds on drawings and on photos; gives the accuracy."""
     assert len(shown.pictures) == PICTURES
     assert all(min(picture.shape[:2]) > 150 and picture.std() > 5 for picture in shown.pictures)
-    assert re.search(rf"^\d+ validation {what}\.\nThese photos also chose", shown.text, re.MULTILINE)
+    assert re.search(rf"^\d+ validation {what}\.\nThese {what} also chose", shown.text, re.MULTILINE)
     assert "stage 1:" in shown.text
     assert "stage 2:" in shown.text
     agreement = re.search(r"best\.ckpt: the same class for (\d+) of (\d+) photos \((\d+) of", shown.text)

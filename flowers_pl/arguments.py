@@ -1,0 +1,43 @@
+"""What a command line says about the model, read before it is parsed: the model's settings are defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowers_pl.checkpointing import newest_best, read_checkpoint
+from flowers_pl.errors import FlowersError
+from flowers_pl.runs import RUNS
+
+JUDGING = ("validate", "test", "predict")
+
+
+def checkpoint_for(command: str, args: list[str]) -> Path | None:
+    """The checkpoint that a command line is about: the one it names, or for all but `fit` the newest."""
+    given = _given("--ckpt_path", args)
+    if given in (None, "null") and command in JUDGING:
+        return newest_best(RUNS)
+    if given in (None, "null"):
+        return None
+    read_checkpoint(given)
+    return Path(given)
+
+
+def exported_for(command: str, args: list[str]) -> Path | None:
+    """The exported model that `predict` takes in place of a checkpoint, if it is told to."""
+    given = _given("--exported", args)
+    if given in (None, "null") or command != "predict":
+        return None
+    if _given("--ckpt_path", args) not in (None, "null"):
+        raise FlowersError("--exported takes the place of --ckpt_path; give one of them.")
+    return Path(given)
+
+
+def _given(option: str, args: list[str]) -> str | None:
+    """What a command line gives for an option; the last one counts, as for the parser."""
+    pairs = zip(args, [*args[1:], ""], strict=True)
+    values = [
+        following if arg == option else arg.partition("=")[2]
+        for arg, following in pairs
+        if arg == option or arg.startswith(f"{option}=")
+    ]
+    return values[-1] if values else None

@@ -1,0 +1,106 @@
+"""The folder of a run: what lies in it for others to take, and the pictures that go there."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from flowers_pl import figures
+from flowers_pl.checkpointing import KEY, read_checkpoint
+from flowers_pl.decode import load_photo
+from flowers_pl.errors import FlowersError
+from flowers_pl.photos import Photo
+from flowers_pl.report import Report
+from flowers_pl.split import Placed
+from flowers_pl.tracking import METRICS, SPLIT, read_table
+
+RUNS = Path("checkpoints")
+PLOTS = "plots"
+
+
+# ---------------------------------------------------------------- facts
+
+
+def settings_of(ckpt: Path) -> dict[str, Any]:
+    """The data settings that a checkpoint was trained with, and the very split, where it still lies beside
+    it."""
+    data = dict(read_checkpoint(ckpt)[KEY]["data"])
+    split = ckpt.parent / SPLIT
+    return data | ({"split": str(split)} if split.is_file() else {})
+
+
+def placed_of(ckpt: Path) -> list[Placed]:
+    """The split of a run."""
+    file = ckpt.parent / SPLIT
+    if not file.is_file():
+        raise FlowersError(
+            f"{str(file)!r} is missing, so the validation photos are not known; give --images."
+        )
+    return [Placed(**row) for row in rows_of(file)]
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file, as dicts; none where there is no file."""
+    if not file.is_file():
+        return []
+    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        return list(csv.DictReader(stream))
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a picture, making its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file)
+
+
+def show_pictures(folder: Path) -> None:
+    """Let TensorBoard show the PNG files of a folder, as they are now: as a run of the folder's name."""
+    from torch.utils.tensorboard import SummaryWriter  # takes half a second
+
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    with SummaryWriter(str(folder)) as board:
+        for file in sorted(folder.glob("*.png")):
+            with Image.open(file) as picture:
+                board.add_image(file.stem, np.asarray(picture.convert("RGB")), dataformats="HWC")
+
+
+def draw_curves(run: Path, best_epoch: int) -> None:
+    """`plots/training_curves.png` of a run, from its metrics.csv."""
+    save(figures.training_curves(read_table(run / METRICS), best_epoch), run / PLOTS / "training_curves.png")
+    show_pictures(run / PLOTS)
+
+
+def draw_report(run: Path, report: Report, root: Path, mistakes: Sequence[tuple[Photo, str, float]]) -> None:
+    """The pictures of a report.
+
+    Args:
+        run: where they go, into `plots`.
+        report: the numbers.
+        root: of the photos.
+        mistakes: photo, predicted class and its probability, the most confident first.
+    """
+    matrix = figures.confusion_matrix(report.confusion, report.classes, report.kind)
+    save(matrix, run / PLOTS / "confusion_matrix.png")
+    save(figures.reliability_diagram(report), run / PLOTS / "reliability.png")
+    shown = mistakes[:16]
+    pictures = [load_photo(root / photo.path, 160).permute(1, 2, 0).numpy() for photo, _, _ in shown]
+    figure = figures.misclassified(
+        pictures,
+        [photo.label for photo, _, _ in shown],
+        [label for _, label, _ in shown],
+        [share for _, _, share in shown],
+        total=len(mistakes),
+        kind=report.kind,
+    )
+    save(figure, run / PLOTS / "misclassified.png")
+    show_pictures(run / PLOTS)

@@ -1,0 +1,130 @@
+"""board.py: what TensorBoard shows is what was predicted, and training does not mind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout  # type: ignore[import-untyped]
+
+from flowers_pl import board as board_module
+from flowers_pl.board import LogGradCam, LogPredictions
+from flowers_pl.classifier import FlowerClassifier
+from flowers_pl.datamodule import FlowersDataModule
+from flowers_pl.errors import FlowersError
+
+Fitted = tuple[FlowerClassifier, EventAccumulator, L.Trainer]
+
+
+def fitted(
+    drawings: Path, folder: Path, callbacks: list[L.Callback], batch: int = 16, **options: Any
+) -> Fitted:
+    torch.manual_seed(3)
+    board = TensorBoardLogger(folder, name="", version="")
+    data = FlowersDataModule(root=str(drawings), image_size=32, batch_size=batch, workers=0)
+    module = FlowerClassifier(weights=None, head_lr=0.1)
+    trainer = L.Trainer(**{
+        "max_epochs": 2, "logger": board, "callbacks": callbacks, "accelerator": "cpu", "devices": 1,
+        "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+        "use_distributed_sampler": False, **options,
+    })  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    board.experiment.flush()
+    return module, EventAccumulator(board.log_dir, {"images": 0, "tensors": 0}).Reload(), trainer
+
+
+def steps(events: EventAccumulator, name: str) -> list[int]:
+    return [one.step for one in events.Images(name)] if name in events.Tags()["images"] else []
+
+
+@pytest.mark.usefixtures("data")  # decodes the drawings, which draws from the global generator, beforehand
+def test_training_does_not_mind_being_watched(drawings: Path, tmp_path: Path) -> None:
+    plain, empty, _ = fitted(drawings, tmp_path / "plain", [])
+    after = torch.get_rng_state()
+    callbacks = [LogGradCam(photos=4, every_n_epochs=1), LogPredictions()]
+    watched, events, _ = fitted(drawings, tmp_path / "watched", callbacks)
+    assert torch.equal(torch.get_rng_state(), after)
+    assert all(torch.equal(value, watched.state_dict()[name]) for name, value in plain.state_dict().items())
+    modes = [[module.training for module in one.modules()] for one in (plain, watched)]
+    assert modes[0] == modes[1]
+    assert empty.Tags()["images"] == []
+    scalars = [one.step for one in events.Scalars("val_loss")]
+    for name in ("val/grad_cam", "val/confusion_matrix", "val/misclassified"):
+        assert len(steps(events, name)) == len(scalars) == 2, name
+
+
+def test_heat_maps_wait_for_some_epochs(drawings: Path, tmp_path: Path) -> None:
+    _, events, _ = fitted(drawings, tmp_path / "two", [LogGradCam(photos=2, every_n_epochs=2)])
+    assert len(steps(events, "val/grad_cam")) == 1
+    _, events, _ = fitted(drawings, tmp_path / "never", [LogGradCam(every_n_epochs=0)])
+    assert steps(events, "val/grad_cam") == []
+    with pytest.raises(FlowersError, match=r"at least 1 and .* at least 0, not 0 and -1"):
+        LogGradCam(photos=0, every_n_epochs=-1)
+
+
+def test_training_and_validation_stand_on_one_chart(drawings: Path, tmp_path: Path) -> None:
+    _, events, _ = fitted(drawings, tmp_path, [LogPredictions()], max_epochs=1)
+    value = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    charts = Layout.FromString(value).category[0].chart
+    assert [chart.title for chart in charts] == ["loss", "accuracy", "f1"]
+    shown = {tag.strip("^$") for chart in charts for tag in chart.multiline.tag}
+    assert shown <= set(events.Tags()["scalars"])
+
+
+class Sheets:
+    """Stands in for the drawing: keeps what should be drawn."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.matrices: list[np.ndarray] = []
+        self.captions: list[list[tuple[str, ...]]] = []
+        self.photos: list[list[np.ndarray]] = []
+        monkeypatch.setattr(board_module, "matrix_sheet", self._matrix)
+        monkeypatch.setattr(board_module, "photo_sheet", self._photos)
+
+    def _matrix(self, matrix: np.ndarray, *_: Any) -> np.ndarray:
+        self.matrices.append(matrix)
+        return np.zeros((1, 1, 3), np.uint8)
+
+    def _photos(self, pictures: list[Any], *_: Any) -> np.ndarray:
+        self.captions.append([tuple(one.lines) for one in pictures])
+        self.photos.append([one.pixels for one in pictures])
+        return np.zeros((1, 1, 3), np.uint8)
+
+
+def test_the_sheets_are_what_the_model_predicts(
+    drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sheets = Sheets(monkeypatch)
+    model, _, trainer = fitted(drawings, tmp_path, [LogPredictions(photos=3)], max_epochs=1)
+    data: FlowersDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    labels, photos = data.val_photos.labels, data.val_photos.read(np.arange(len(data.val_photos)))
+    with torch.no_grad():
+        shares = model.eval()(photos).softmax(1).numpy()
+    expected = np.zeros((5, 5), int)
+    for truth, predicted in zip(labels, shares.argmax(1), strict=True):
+        expected[truth, predicted] += 1
+    assert 0 < expected.trace() < len(labels), "a test of mistakes needs some"
+    assert np.array_equal(sheets.matrices[0], expected)
+    wrong = sorted(
+        (row for row in range(len(labels)) if shares[row].argmax() != labels[row]),
+        key=lambda row: -shares[row].max(),
+    )[:3]
+    named = [(f"truth: {model.classes[labels[row]]}", model.classes[shares[row].argmax()]) for row in wrong]
+    assert [(truth, said.split(",")[0]) for truth, said in sheets.captions[0]] == named
+    for pixels, row in zip(sheets.photos[0], wrong, strict=True):
+        assert np.array_equal(pixels, photos[row].permute(1, 2, 0).numpy())
+
+
+def test_only_what_was_judged_counts(drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sheets = Sheets(monkeypatch)
+    fitted(drawings, tmp_path, [LogPredictions()], batch=2, max_epochs=1, limit_val_batches=2)
+    (matrix,) = sheets.matrices
+    assert matrix.sum(1).tolist() == [2, 2, 2, 2, 0]  # two batches of four, of ten in the order of classes
