@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from flowers_pl.augment import EpochDraws, epoch_draws
+from flowers_pl.balance import Balance, balanced_order, photo_weights
 from flowers_pl.cache import DecodedPhotos
 from flowers_pl.decode import UnreadablePhoto, load_photo
 
@@ -31,6 +32,7 @@ class Batch(NamedTuple):
         total: photos in this batch on all ranks together.
         draws: int32 (N, augment.DRAWS) in training, for the augmentation, else None.
         keys: int64 (N,) in training, for the dropout, else None.
+        weights: float32 (N,) of the losses, 1 on average over the batch on all ranks; None where all are 1.
         unreadable: (row, reason) of photos that should stand here.
     """
 
@@ -40,6 +42,7 @@ class Batch(NamedTuple):
     total: int
     draws: Tensor | None = None
     keys: Tensor | None = None
+    weights: Tensor | None = None
     unreadable: Sequence[tuple[int, str]] = ()
 
 
@@ -50,11 +53,15 @@ class BatchKey(NamedTuple):
         epoch: decides the draws.
         rows: int64 (N,), this rank's photos.
         total: photos on all ranks together.
+        slots: int64 (N,): which of the epoch's draws each photo takes.
+        weights: float64 (N,), see `Batch`.
     """
 
     epoch: int
     rows: np.ndarray
     total: int
+    slots: np.ndarray
+    weights: np.ndarray | None = None
 
 
 class BatchSampler(Sampler[BatchKey]):
@@ -68,6 +75,8 @@ class BatchSampler(Sampler[BatchKey]):
         seed: of the order; None for the photos' own order.
         position: tells the epoch and the batch to start with, when iteration starts (for a resume inside an
             epoch).
+        labels: int64 (photos,): their classes; needed to balance them.
+        balance: 'sampler' shows as many photos of each class, 'loss' weighs their losses.
     """
 
     def __init__(
@@ -78,21 +87,38 @@ class BatchSampler(Sampler[BatchKey]):
         ranks: int = 1,
         seed: int | None = None,
         position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        labels: np.ndarray | None = None,
+        balance: Balance = "none",
     ) -> None:
         self.photos, self.batch_size, self.rank, self.ranks = photos, batch_size, rank, ranks
         self.seed, self.position = seed, position
+        self.labels, self.balance = labels, balance
 
     def __len__(self) -> int:
         return -(-self.photos // self.batch_size)
 
     def __iter__(self) -> Iterator[BatchKey]:
         epoch, first = self.position()
-        order = (
-            np.arange(self.photos) if self.seed is None else epoch_draws(self.seed, epoch, self.photos).order
-        )
+        order, slots = self._order(epoch)
+        weights = photo_weights(self.labels) if self.balance == "loss" and self.labels is not None else None
         for start in range(first * self.batch_size, self.photos, self.batch_size):
-            rows = order[start : start + self.batch_size]
-            yield BatchKey(epoch, rows[self.rank :: self.ranks], len(rows))
+            batch = slice(start, start + self.batch_size)
+            rows, mine = order[batch], slice(self.rank, None, self.ranks)
+            key = BatchKey(epoch, rows[mine], len(rows), slots[batch][mine])
+            if weights is not None:
+                key = key._replace(weights=(weights[rows] / weights[rows].mean())[mine])
+            yield key
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's photos, and the draws that they take: each its own, or, where a photo is shown more
+        than once, those of its place in the epoch."""
+        places = np.arange(self.photos)
+        if self.seed is None:
+            return places, places
+        if self.balance == "sampler" and self.labels is not None:
+            return balanced_order(self.labels, self.seed, epoch), places
+        order = epoch_draws(self.seed, epoch, self.photos).order
+        return order, order
 
 
 class CachedPhotos(Dataset[Batch]):
@@ -125,7 +151,9 @@ class CachedPhotos(Dataset[Batch]):
             return batch
         draws = self._of_epoch(self.seed, key.epoch)
         return batch._replace(
-            draws=torch.from_numpy(draws.draws[key.rows]), keys=torch.from_numpy(draws.keys[key.rows])
+            draws=torch.from_numpy(draws.draws[key.slots]),
+            keys=torch.from_numpy(draws.keys[key.slots]),
+            weights=None if key.weights is None else torch.from_numpy(key.weights.astype(np.float32)),
         )
 
     def read(self, places: np.ndarray) -> Tensor:

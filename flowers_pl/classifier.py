@@ -104,6 +104,8 @@ class FlowerClassifier(L.LightningModule):
         head_lr: Adam's learning rate in stage 1, where the head alone is trained.
         top_lr: Adam's learning rate in stage 2, for the head and the top layers.
         seed: of the head's first weights.
+        label_smoothing: this share of each training label is spread over all classes (Szegedy et al. 2016);
+            what is reported and stopped on stays the plain loss.
     """
 
     network: FlowerNet
@@ -115,6 +117,7 @@ class FlowerClassifier(L.LightningModule):
         head_lr: float = 1e-3,
         top_lr: float = 1e-4,
         seed: int = 0,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -124,6 +127,11 @@ class FlowerClassifier(L.LightningModule):
             raise FlowersError(
                 f"--model.head_lr and --model.top_lr must be more than 0, not {head_lr} and {top_lr}."
             )
+        if not 0 <= label_smoothing < 1:
+            raise FlowersError(
+                f"--model.label_smoothing must be at least 0 and less than 1, not {label_smoothing}."
+            )
+        self.label_smoothing = label_smoothing
         self.weights, self.dropout, self.head_lr, self.top_lr, self.seed = (
             weights,
             dropout,
@@ -214,23 +222,30 @@ class FlowerClassifier(L.LightningModule):
         """Logits, float (N, classes), of photos, (N, 3, size, size), RGB, values 0 to 255, uint8 or float."""
         return self.network(photos, keys)
 
-    def _shared_step(self, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
-        """The loss summed over this rank's photos, and the logits.
+    def _shared_step(self, batch: Batch, name: str) -> Tensor:
+        """The logits. What is logged is the plain loss, in training too, whatever is trained on.
 
-        What is logged are torchmetrics objects: unlike `self.log(..., sync_dist=True)` they are exact on any
+        It is logged by torchmetrics objects: unlike `self.log(..., sync_dist=True)` they are exact on any
         number of ranks.
         """
         logits = self(batch.photos, batch.keys)
-        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         if len(batch.labels):
-            self._loss(name).update(loss.detach(), len(batch.labels))
-            self._metrics(name).update(logits.detach(), batch.labels)
-        return loss, logits
+            shown = logits.detach()
+            self._loss(name).update(F.cross_entropy(shown, batch.labels, reduction="sum"), len(batch.labels))
+            self._metrics(name).update(shown, batch.labels)
+        return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss whose gradient, averaged over the ranks as DDP does, is that of the mean over the whole
-        batch."""
-        return self._shared_step(batch, "train")[0] * (self.trainer.world_size / batch.total)
+        """The loss whose gradient, averaged over the ranks as DDP does, is that of the (weighted) mean over
+        the whole batch."""
+        losses = F.cross_entropy(
+            self._shared_step(batch, "train"),
+            batch.labels,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+        weighted = losses if batch.weights is None else losses * batch.weights.to(losses.dtype)
+        return weighted.sum() * (self.trainer.world_size / batch.total)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Judge photos of the validation side; gives their logits to callbacks."""
@@ -238,7 +253,7 @@ class FlowerClassifier(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Judge photos of the test folder, or of the validation side."""
-        _, logits = self._shared_step(batch, "test")
+        logits = self._shared_step(batch, "test")
         self.tested.append(Prediction(batch.rows, logits.softmax(1), batch.unreadable))
 
     def on_test_epoch_start(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
 from flowers_pl.augment import Augmentation, augment
+from flowers_pl.balance import Balance
 from flowers_pl.batches import Batch, BatchSampler, CachedPhotos, PhotoFiles
 from flowers_pl.cache import DecodedPhotos, cores, decode_photos
 from flowers_pl.download import download_flower_photos
@@ -47,6 +48,10 @@ class FlowersDataModule(L.LightningDataModule):
         split_seed: decides which photos validate; not the training seed, so that seeds can be compared.
         seed: decides order, augmentation and dropout.
         augmentation: how far training photos may be changed.
+        balance: against classes of unequal size: 'sampler' shows as many photos of each class in an epoch,
+            'loss' weighs the training losses so that each class counts the same. Validation is not changed.
+        unreadable: what `fit` does about photos that cannot be read: 'skip' names them and goes on without
+            them, 'error' ends the run.
         test_root: a folder of class folders to test on; without it `test` judges the validation side.
         predict_root: a photo, or a folder of photos, to predict.
         drawn: draw so many flowers of each kind into `root` instead of wanting photos there; 0 for photos.
@@ -66,6 +71,8 @@ class FlowersDataModule(L.LightningDataModule):
         split_seed: int = 0,
         seed: int = 0,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
+        balance: Balance = "none",
+        unreadable: Literal["skip", "error"] = "skip",
         test_root: str | None = None,
         predict_root: str | None = None,
         drawn: int = 0,
@@ -90,6 +97,7 @@ class FlowersDataModule(L.LightningDataModule):
         self.root, self.image_size, self.batch_size = Path(root), image_size, batch_size
         self.val_fraction, self.split, self.split_seed, self.seed = val_fraction, split, split_seed, seed
         self.augmentation, self.workers = augmentation, workers
+        self.balance, self.unreadable = balance, unreadable
         self.test_root, self.predict_root = test_root, predict_root
         self.drawn, self.drawn_size = drawn, drawn_size
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
@@ -250,6 +258,7 @@ class FlowersDataModule(L.LightningDataModule):
         sampler = BatchSampler(len(photos), batch_size, rank, ranks)
         if shuffled:
             sampler.seed, sampler.position = self.seed, self._position
+            sampler.labels, sampler.balance = self.train_photos.labels, self.balance
         dataset: Dataset[Batch] = photos
         return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=workers)
 
