@@ -1,9 +1,10 @@
 """The training augmentation: one draw per photo, a function of (seed, epoch, photo) alone.
 
 Keras's `ImageDataGenerator` as the original notebook set it, with the brightness that the notebook left out.
-torchvision's v2 transforms draw one set of parameters for a whole batch (pytorch/vision#8484), so a batch is
-warped here by one `grid_sample`, each photo with a matrix of its own; `padding_mode="border"` repeats the
-edge, which is Keras's `fill_mode="nearest"`.
+torchvision's v2 transforms draw one set of parameters for a whole batch (pytorch/vision#8484). Here each photo has
+a matrix of its own: on a CPU OpenCV warps one after the other, which is four times faster there than torch's
+`grid_sample`; elsewhere `grid_sample` warps the batch. Both repeat the edge, which is Keras's
+`fill_mode="nearest"`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -91,14 +93,35 @@ def augment(photos: Tensor, draws: Tensor, how: Augmentation) -> Tensor:
     Returns:
         float32 (N, 3, H, W), values 0 to 255, not rounded.
     """
-    pixels = photos.to(torch.float32, memory_format=torch.contiguous_format)
+    uniform = draws.to(torch.float32) / 2**BITS
+    light = 1 + how.brightness * (2 * uniform[:, 6] - 1)
+    changes = matrices(uniform, how, photos.shape[-2:])
+    warped = _warp_each(photos, changes) if photos.device.type == "cpu" else _warp_batch(photos, changes)
+    return warped.mul_(light[:, None, None, None]).clamp_(0, 255)
+
+
+def _warp_batch(photos: Tensor, changes: Tensor) -> Tensor:
+    pixels = photos.to(torch.float32)
     if len(pixels) == 0:
         return pixels
-    uniform = draws.to(torch.float32) / 2**BITS
-    grid = F.affine_grid(matrices(uniform, how, pixels.shape[-2:]), list(pixels.shape), align_corners=False)
-    warped = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    light = 1 + how.brightness * (2 * uniform[:, 6] - 1)
-    return (warped * light[:, None, None, None]).clamp_(0, 255)
+    grid = F.affine_grid(changes, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _warp_each(photos: Tensor, changes: Tensor) -> Tensor:
+    """The same by OpenCV, which counts from the middle of the first pixel, in pixels."""
+    height, width = photos.shape[-2:]
+    pixels = photos.permute(0, 2, 3, 1).to(torch.float32).contiguous().numpy()
+    warped = np.empty_like(pixels)
+    half = np.array([width / 2, height / 2])
+    scaled = changes.to(torch.float64).numpy() * half[:, None] / np.append(half, 1)
+    scaled[:, :, 2] += half - 0.5 - scaled[:, :, :2] @ (half - 0.5)
+    for photo, change, place in zip(pixels, scaled, warped, strict=True):
+        cv2.warpAffine(
+            photo, change, (width, height), dst=place, borderMode=cv2.BORDER_REPLICATE,
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        )  # fmt: skip
+    return torch.from_numpy(warped).permute(0, 3, 1, 2)
 
 
 def matrices(uniform: Tensor, how: Augmentation, size: tuple[int, ...]) -> Tensor:

@@ -26,7 +26,8 @@ class Batch(NamedTuple):
     """N photos of one rank.
 
     Args:
-        photos: (N, 3, size, size), RGB, values 0 to 255: uint8, or float32 once augmented.
+        photos: (N, 3, size, size), RGB, values 0 to 255: uint8, or float32 once augmented; (0, 3, size, size)
+            where `features` stand for them.
         labels: int64 (N,); -1 where no label is known.
         rows: int64 (N,): which photos of their list these are.
         total: photos in this batch on all ranks together.
@@ -34,6 +35,7 @@ class Batch(NamedTuple):
         keys: int64 (N,) in training, for the dropout, else None.
         weights: float32 (N,) of the losses, 1 on average over the batch on all ranks; None where all are 1.
         unreadable: (row, reason) of photos that should stand here.
+        features: (N, ...), what `fast.FrozenPart` makes of the photos, where that is done already.
     """
 
     photos: Tensor
@@ -44,6 +46,22 @@ class Batch(NamedTuple):
     keys: Tensor | None = None
     weights: Tensor | None = None
     unreadable: Sequence[tuple[int, str]] = ()
+    features: Tensor | None = None
+
+
+def join(parts: Sequence[Batch]) -> Batch:
+    """One batch of its parts."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+
+    def all_of(name: str) -> Tensor | None:
+        return None if getattr(first, name) is None else torch.cat([getattr(part, name) for part in parts])
+
+    return first._replace(
+        **{name: all_of(name) for name in ("photos", "labels", "rows", "draws", "keys", "weights", "features")},
+        unreadable=[one for part in parts for one in part.unreadable],
+    )
 
 
 class BatchKey(NamedTuple):
@@ -62,6 +80,11 @@ class BatchKey(NamedTuple):
     total: int
     slots: np.ndarray
     weights: np.ndarray | None = None
+
+    def part(self, places: slice) -> BatchKey:
+        """The key of a part of the batch."""
+        weights = None if self.weights is None else self.weights[places]
+        return self._replace(rows=self.rows[places], slots=self.slots[places], weights=weights)
 
 
 class BatchSampler(Sampler[BatchKey]):
@@ -141,8 +164,13 @@ class CachedPhotos(Dataset[Batch]):
         return len(self.rows)
 
     def __getitem__(self, key: BatchKey) -> Batch:
+        return self.without_pixels(key)._replace(photos=self.read(key.rows))
+
+    def without_pixels(self, key: BatchKey) -> Batch:
+        """The batch but for its photos."""
+        size = self.pixels.shape[1]
         batch = Batch(
-            photos=self.read(key.rows),
+            photos=torch.empty(0, 3, size, size, dtype=torch.uint8),
             labels=torch.from_numpy(self.labels[key.rows]),
             rows=torch.from_numpy(key.rows),
             total=key.total,

@@ -25,11 +25,13 @@ from flowers_pl import checkpointing
 from flowers_pl.batches import Batch
 from flowers_pl.decode import UnreadablePhoto, load_photo
 from flowers_pl.errors import FlowersError
+from flowers_pl.fast import FrozenPart, TrainedPart
 from flowers_pl.mobilenet import IMAGENET_MEAN, IMAGENET_STD, FlowerNet, TopLayers, start_from_nothing
 from flowers_pl.weights import load_weights
 
 log = logging.getLogger(__name__)
 JUDGED = ("train", "val", "test")
+COMPUTED_IN = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "64-true": torch.float64}
 MEASURED = 256  # photos that batch-norm statistics are measured on, with weights: null
 
 
@@ -143,6 +145,7 @@ class FlowerClassifier(L.LightningModule):
         self.classes: list[str] = []
         self.image_size = 0
         self.tested: list[Prediction] = []
+        self.frozen: FrozenPart | None = None
         self._restored = False
 
     # ---------------------------------------------------------------- the network
@@ -184,7 +187,7 @@ class FlowerClassifier(L.LightningModule):
 
     def enter_stage(self, stage: Stage) -> None:
         """Freeze and unfreeze as the stage says; the caller sees to the optimizer."""
-        self.stage = stage
+        self.stage, self.frozen = stage, None
         if self.classes:
             self.network.train_top_layers(stage.layers)
 
@@ -202,6 +205,7 @@ class FlowerClassifier(L.LightningModule):
             self._start()
         state = self.trainer.strategy.broadcast(self.network.state_dict())
         self.network.load_state_dict(state)
+        self.frozen = None
 
     def _start(self) -> None:
         if self.weights is not None:
@@ -216,6 +220,36 @@ class FlowerClassifier(L.LightningModule):
         sample = torch.randperm(len(photos), generator=generator)[:MEASURED].sort().values
         start_from_nothing(self.network, photos.read(sample.numpy()).to(self.device))
 
+    # ---------------------------------------------------------------- the fast way
+
+    def part_network(self) -> None:
+        """Part the network into what is frozen and what is trained now, for the data module to compute the first
+        ahead; a model that is judged is frozen as a whole."""
+        dtype = COMPUTED_IN.get(str(self.trainer.precision))
+        judged = self.trainer.state.fn != TrainerFn.FITTING
+        if dtype is None:
+            self.frozen = None
+        elif self.frozen is None or judged:
+            self.frozen = FrozenPart(self.network, dtype, self.image_size, whole=judged)
+            self._trained = TrainedPart(self.network, self.frozen)
+
+    def on_train_epoch_start(self) -> None:
+        """A callback may have begun another stage."""
+        self.part_network()
+
+    on_validation_epoch_start = on_predict_epoch_start = on_train_epoch_start
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `nn.Module`; what was computed from other weights is forgotten."""
+        self.frozen = None
+        return super().load_state_dict(*args, **kwargs)
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """Logits of a batch whose frozen part is computed, or not."""
+        if batch.features is None:
+            return self(batch.photos, batch.keys)  # type: ignore[no-any-return]
+        return self._trained(batch.features, batch.keys)
+
     # ---------------------------------------------------------------- training
 
     def forward(self, photos: Tensor, keys: Tensor | None = None) -> Tensor:
@@ -228,7 +262,7 @@ class FlowerClassifier(L.LightningModule):
         It is logged by torchmetrics objects: unlike `self.log(..., sync_dist=True)` they are exact on any
         number of ranks.
         """
-        logits = self(batch.photos, batch.keys)
+        logits = self._logits(batch)
         if len(batch.labels):
             shown = logits.detach()
             self._loss(name).update(F.cross_entropy(shown, batch.labels, reduction="sum"), len(batch.labels))
@@ -249,7 +283,7 @@ class FlowerClassifier(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Judge photos of the validation side; gives their logits to callbacks."""
-        return self._shared_step(batch, "val")[1]
+        return self._shared_step(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Judge photos of the test folder, or of the validation side."""
@@ -259,10 +293,11 @@ class FlowerClassifier(L.LightningModule):
     def on_test_epoch_start(self) -> None:
         """Forget the predictions of a test before this one."""
         self.tested = []
+        self.part_network()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
         """Probabilities of a batch's photos."""
-        return Prediction(batch.rows, self(batch.photos).softmax(1), batch.unreadable)
+        return Prediction(batch.rows, self._logits(batch).softmax(1), batch.unreadable)
 
     def on_validation_epoch_end(self) -> None:
         """Log the epoch, its training too: a checkpoint is saved next, and a run resumed from it goes on
@@ -310,7 +345,10 @@ class FlowerClassifier(L.LightningModule):
             {"name": name, "params": [weight for weight in part.parameters() if weight.requires_grad]}
             for name, part in parts.items()
         ]
-        return torch.optim.Adam([group for group in groups if group["params"]], lr=self.learning_rate)
+        clipped = self.trainer.gradient_clip_val is not None  # which Lightning refuses with the fused Adam
+        return torch.optim.Adam(
+            [group for group in groups if group["params"]], lr=self.learning_rate, fused=not clipped
+        )
 
     # ---------------------------------------------------------------- one photo
 
@@ -360,6 +398,7 @@ class FlowerClassifier(L.LightningModule):
             "mean": self.network.mean.flatten().tolist(),
             "std": self.network.std.flatten().tolist(),
             "stage": asdict(self.stage),
+            "precision": str(self.trainer.precision),
             "data": self._data.settings() if self._data else {},
         }
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.data import DataLoader, Dataset
 
+from flowers_pl.ahead import AheadLoader
 from flowers_pl.augment import Augmentation, augment
 from flowers_pl.balance import Balance
 from flowers_pl.batches import Batch, BatchSampler, CachedPhotos, PhotoFiles
-from flowers_pl.cache import DecodedPhotos, cores, decode_photos
+from flowers_pl.cache import DecodedPhotos, decode_photos
 from flowers_pl.download import download_flower_photos
 from flowers_pl.drawn import write_drawings
 from flowers_pl.duplicates import duplicate_groups
 from flowers_pl.errors import FlowersError
+from flowers_pl.fast import CHUNK, FrozenPart
+from flowers_pl.kept import KeptFeatures
 from flowers_pl.photos import LeftOut, Photo, check_classes, list_photos, list_pictures
 from flowers_pl.split import (
     TRAIN,
@@ -57,8 +61,8 @@ class FlowersDataModule(L.LightningDataModule):
         drawn: draw so many flowers of each kind into `root` instead of wanting photos there; 0 for photos.
         drawn_size: pixels a side of a drawing.
         cache_dir: where decoded photos are kept; default ~/.cache/flowers_pl.
-        workers: processes that decode; default as many as there are cores. Cached photos are read without
-            any.
+        workers: processes that decode the photos once, and threads that prepare batches; default as many as
+            there are cores, 0 for none.
     """
 
     def __init__(
@@ -231,27 +235,28 @@ class FlowersDataModule(L.LightningDataModule):
 
     # ---------------------------------------------------------------- batches
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> AheadLoader:
         """Shuffled and augmented anew each epoch."""
         return self._loader(self.train_photos, self.batch_size, shuffled=True)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> AheadLoader:
         """The validation side as it is, in the order of its paths."""
-        return self._loader(self.val_photos, 2 * self.batch_size)
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return self._loader(self.val_photos, 2 * self.batch_size)
+        self._kept = KeptFeatures(self.val_photos, self._frozen, self.cache_dir)
+        return self._loader(self._kept, 2 * self.batch_size)
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> AheadLoader:
         """All photos of `test_root`, or the validation side."""
         return self.val_dataloader() if self.test_root is None else self.predict_dataloader()
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
+    def predict_dataloader(self) -> AheadLoader:
         """Photos read from their files, in the order of their paths."""
-        few = -(-len(self.files) // self.batch_size)
-        workers = min(cores(), few - 1) if self.workers is None else self.workers
-        return self._loader(self.files, self.batch_size, workers)
+        return self._loader(self.files, 2 * self.batch_size)
 
     def _loader(
-        self, photos: CachedPhotos | PhotoFiles, batch_size: int, workers: int = 0, shuffled: bool = False
-    ) -> DataLoader[Batch]:
+        self, photos: CachedPhotos | KeptFeatures | PhotoFiles, batch_size: int, shuffled: bool = False
+    ) -> AheadLoader:
         rank, ranks = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         )
@@ -259,8 +264,26 @@ class FlowersDataModule(L.LightningDataModule):
         if shuffled:
             sampler.seed, sampler.position = self.seed, self._position
             sampler.labels, sampler.balance = self.train_photos.labels, self.balance
-        dataset: Dataset[Batch] = photos
-        return DataLoader(dataset, sampler=sampler, batch_size=None, num_workers=workers)
+        prepare = self._prepare if self._on_cpu() else _as_it_is
+        return AheadLoader(sampler, photos, prepare, CHUNK, partial(self._share, photos))
+
+    def _on_cpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cpu"
+
+    def _share(self, photos: CachedPhotos | KeptFeatures | PhotoFiles) -> tuple[int, int]:
+        """How many threads prepare batches, and on how many cores the calling thread computes meanwhile."""
+        if isinstance(photos, KeptFeatures):
+            photos.begin()
+        cores = torch.get_num_threads()
+        if self.workers == 0 or (isinstance(photos, KeptFeatures) and photos.complete()):
+            return 0, cores
+        if not self._on_cpu():
+            return self.workers or cores, cores
+        frozen = self._frozen()
+        own = 1 if frozen is None or frozen.pools else max(1, cores // 2)
+        if cores == 1 and self.workers is None:
+            return 0, 1
+        return self.workers or cores - own + 1, own
 
     def _position(self) -> tuple[int, int]:
         """The epoch, and the batch to start with: not 0 after a resume inside an epoch."""
@@ -271,11 +294,26 @@ class FlowersDataModule(L.LightningDataModule):
         epoch = loop.epoch_progress.current.processed
         return epoch, done if done < -(-len(self.train_photos) // self.batch_size) else 0
 
+    def _frozen(self) -> FrozenPart | None:
+        module: Any = self.trainer.lightning_module if self.trainer is not None else None
+        return getattr(module, "frozen", None)
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment training photos, on the device."""
-        if batch.draws is None:
+        """Augment training photos and run the frozen part, on the device; on a CPU the loader did that ahead."""
+        return batch if self._on_cpu() else self._prepare(batch)
+
+    def _prepare(self, batch: Batch) -> Batch:
+        if batch.features is not None:
             return batch
-        return batch._replace(photos=augment(batch.photos, batch.draws, self.augmentation))
+        photos, frozen = batch.photos, self._frozen()
+        if batch.draws is not None:
+            photos = augment(photos, batch.draws, self.augmentation)
+        if frozen is None:
+            return batch._replace(photos=photos)
+        features = frozen(photos)
+        if batch.draws is None and self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._kept.put(batch.rows.cpu(), features)
+        return batch._replace(photos=photos.new_empty(0, *photos.shape[1:]), features=features)
 
     def settings(self) -> dict[str, Any]:
         """What decides the validation side, in types that any checkpoint may hold."""
@@ -288,3 +326,7 @@ class FlowersDataModule(L.LightningDataModule):
             "drawn": self.drawn,
             "drawn_size": self.drawn_size,
         }
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

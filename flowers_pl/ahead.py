@@ -1,0 +1,96 @@
+"""A loader that prepares batches ahead: reading, decoding, augmenting and the frozen part of the network, on
+threads.
+
+Each thread computes alone, on a part of a batch, while the main thread trains on the batch before. On two cores
+that is faster than both cores working on each operation in turn: no thread waits for another at every operation,
+and a part's maps fit a core's cache (benchmarks/README.md). What a batch holds does not depend on the threads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Barrier
+
+import torch
+from torch.utils.data import Dataset
+
+from flowers_pl.batches import Batch, BatchKey, BatchSampler, join
+
+AHEAD = 2  # batches under way beside the one that is trained on
+
+
+class AheadLoader:
+    """Batches in the sampler's order, each put together from parts that threads prepare.
+
+    Args:
+        sampler: tells what stands in each batch.
+        photos: makes a batch of a key.
+        prepare: what is done to a part of a batch on its thread.
+        part: photos of a part.
+        share: tells, when iteration starts, how many threads prepare (0: the calling thread does), and on how
+            many cores the calling thread computes while they do.
+    """
+
+    def __init__(
+        self,
+        sampler: BatchSampler,
+        photos: Dataset[Batch],
+        prepare: Callable[[Batch], Batch],
+        part: int,
+        share: Callable[[], tuple[int, int]],
+    ) -> None:
+        self.keys, self.photos, self.prepare = sampler, photos, prepare
+        self.part, self.share = part, share
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator[Batch]:
+        threads, own_cores = self.share()
+        if threads == 0:
+            yield from (join([self._make(part) for part in self._parts(key)]) for key in self.keys)
+            return
+        before = torch.get_num_threads()
+        workers = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
+        under_way: deque[list[Future[Batch]]] = deque()
+        try:
+            _compute_alone(workers, threads)
+            torch.set_num_threads(own_cores)
+            for key in self.keys:
+                under_way.append([workers.submit(self._make, part) for part in self._parts(key)])
+                if len(under_way) > AHEAD:
+                    yield _joined(under_way)
+            while under_way:
+                batch = _joined(under_way)
+                if not under_way:  # what follows an epoch, validation, has all cores again
+                    torch.set_num_threads(before)
+                yield batch
+        finally:
+            torch.set_num_threads(before)
+            workers.shutdown(wait=True, cancel_futures=True)
+
+    def _parts(self, key: BatchKey) -> list[BatchKey]:
+        starts = range(0, max(1, len(key.rows)), self.part)
+        return [key.part(slice(start, start + self.part)) for start in starts]
+
+    def _make(self, key: BatchKey) -> Batch:
+        return self.prepare(self.photos[key])
+
+
+def _joined(under_way: deque[list[Future[Batch]]]) -> Batch:
+    return join([part.result() for part in under_way.popleft()])
+
+
+def _compute_alone(workers: ThreadPoolExecutor, threads: int) -> None:
+    """Give each thread one core for its operations: the number is a thread's own, but a new thread starts with
+    the number set last."""
+    together = Barrier(threads)
+
+    def alone() -> None:
+        torch.set_num_threads(1)
+        together.wait()
+
+    for started in [workers.submit(alone) for _ in range(threads)]:
+        started.result()

@@ -1,0 +1,308 @@
+"""The same function as `FlowerNet`, computed faster.
+
+What is frozen is a copy: batch norm folded into the convolutions, kept out of autograd, in the precision that is
+asked for, each convolution fused with the ReLU6 or the addition behind it (oneDNN, on a CPU). What is trained
+uses the network's own parameters, and folds their batch norm anew at each step, with gradients for all.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.mobilenetv2 import InvertedResidual
+
+from flowers_pl.mobilenet import FlowerNet
+
+log = logging.getLogger(__name__)
+CHUNK = 8  # photos at a time on one core: their maps fit its cache (measured: benchmarks/README.md)
+ONEDNN = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # what it computes in; how far it may be off, relative
+
+
+class ConvNorm(NamedTuple):
+    """A convolution, its batch norm, and what follows them.
+
+    Args:
+        conv: without a bias.
+        norm: in evaluation mode.
+        relu: whether a ReLU6 follows.
+        opens: whether it is the first of a block.
+        adds: whether the block's input is added to what comes out.
+        residual: whether it stands in a block that ends with such an addition.
+    """
+
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+    relu: bool
+    opens: bool = True
+    adds: bool = False
+    residual: bool = False
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution that does what both do."""
+        scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()  # type: ignore[operator]
+        return (
+            self.conv.weight * scale[:, None, None, None],
+            self.norm.bias - self.norm.running_mean * scale,  # type: ignore[operator]
+        )
+
+
+def conv_norms(backbone: nn.Sequential) -> list[ConvNorm]:
+    """The 52 convolutions of MobileNetV2, in order."""
+    found: list[ConvNorm] = []
+    for block in backbone:
+        parts = list(block.conv) if isinstance(block, InvertedResidual) else [block]
+        flat = [step for part in parts for step in (part.children() if isinstance(part, nn.Sequential) else [part])]
+        residual = isinstance(block, InvertedResidual) and block.use_res_connect
+        convs = [place for place, step in enumerate(flat) if isinstance(step, nn.Conv2d)]
+        for place in convs:
+            relu = place + 2 < len(flat) and isinstance(flat[place + 2], nn.ReLU6)
+            last = place == convs[-1]
+            found.append(ConvNorm(flat[place], flat[place + 1], relu, place == 0, residual and last, residual))
+    return found
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where the frozen part ends.
+
+    Args:
+        layers: so many convolutions with their batch norms are frozen.
+        half: whether the next convolution is, too, but not its batch norm.
+    """
+
+    layers: int
+    half: bool = False
+
+
+def find_cut(layers: list[ConvNorm]) -> Cut:
+    """The longest frozen start of the backbone that leaves no residual connection open."""
+    for place, one in enumerate(layers):
+        conv, norm = one.conv.weight.requires_grad, one.norm.weight.requires_grad or one.norm.bias.requires_grad
+        if conv or norm:
+            if one.residual:
+                while not layers[place].opens:
+                    place -= 1
+                return Cut(place)
+            return Cut(place, half=not conv)
+    return Cut(len(layers))
+
+
+class FrozenPart:
+    """The frozen start of a network, as a function of photos: a copy, made once.
+
+    Args:
+        network: what is copied; it stays as it is.
+        dtype: what is computed in: float32, bfloat16 or float64.
+        size: pixels a side of the photos.
+        whole: take all of the backbone for frozen, and pool: for a network that is judged, not trained.
+    """
+
+    def __init__(self, network: FlowerNet, dtype: torch.dtype, size: int, whole: bool = False) -> None:
+        layers = conv_norms(network.backbone)
+        self.cut = Cut(len(layers)) if whole else find_cut(layers)
+        self.pools, self.dtype = self.cut.layers == len(layers), dtype
+        self.device = network.mean.device
+        std = 255 * network.std.to(torch.float64)
+        middle = (255 * network.mean.to(torch.float64)).expand(3, size, size)
+        self._middle = middle[None].to(torch.float64 if dtype == torch.float64 else torch.float32).contiguous(
+            memory_format=torch.channels_last
+        )
+        self._std = std.to(self._middle.dtype)
+        with torch.no_grad():
+            self._convs = [_Conv(one, *one.folded(), dtype) for one in layers[: self.cut.layers]]
+            if self.cut.half:
+                one = layers[self.cut.layers]._replace(relu=False)
+                self._convs.append(_Conv(one, one.conv.weight, None, dtype))
+            if self._convs:  # the first convolution divides by the deviation
+                self._convs[0].weight = self._convs[0].weight.double().div(std.to(self.device)).to(dtype)
+        self._prepare(size)
+
+    def _prepare(self, size: int) -> None:
+        """Bring the weights into oneDNN's layout, if it does here what it should."""
+        for conv in self._convs:
+            conv.weight = conv.weight.contiguous(memory_format=torch.channels_last)
+        if self.device.type != "cpu" or self.dtype not in ONEDNN or not self._convs:
+            return
+        trial = torch.rand(CHUNK, 3, size, size, generator=torch.Generator().manual_seed(0)) * 255
+        expected = self(trial)
+        plain = [(conv.weight, conv.plain) for conv in self._convs]
+        try:
+            for conv in self._convs:
+                conv.plain = False
+            off = (self(trial).float() - expected.float()).abs().max() / expected.float().abs().max()
+            if not off <= ONEDNN[self.dtype]:
+                raise RuntimeError(f"off by {off:.2g}")
+        except (RuntimeError, AttributeError, TypeError, NotImplementedError) as reason:
+            log.info("Convolutions are not fused on this machine (%s): slower, but right.", str(reason).split("\n")[0])
+            for conv, (weight, as_it_was) in zip(self._convs, plain, strict=True):
+                conv.weight, conv.plain = weight, as_it_was
+
+    @torch.no_grad()
+    def __call__(self, photos: Tensor) -> Tensor:
+        """What the trained part takes.
+
+        Args:
+            photos: (N, 3, size, size), RGB: uint8, or float on the same scale of 0 to 255.
+
+        Returns:
+            Maps (N, C, h, w) in `dtype`; pooled features (N, 1280), float32 at least, where all is frozen.
+        """
+        maps = (photos - self._middle).to(self.dtype, memory_format=torch.channels_last)
+        if not self._convs:
+            return (maps / self._std).to(self.dtype)
+        block = maps
+        for conv in self._convs:
+            if conv.opens:
+                block = maps
+            maps = conv(maps, block if conv.adds else None)
+        return pool(maps) if self.pools else maps
+
+
+class _Conv:
+    """A convolution with what follows it, ready to run."""
+
+    def __init__(self, one: ConvNorm, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.weight, self.bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
+        self.relu, self.opens, self.adds, self.plain = one.relu, one.opens, one.adds, True
+        self.stride, self.padding, self.groups = _geometry(one.conv)
+        self._packed = False
+
+    def __call__(self, maps: Tensor, block: Tensor | None) -> Tensor:
+        """Convolve; `block` is added to the result, in place where that is faster."""
+        if self.plain:
+            found = F.conv2d(maps, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
+            found = found.clamp_(0, 6) if self.relu else found
+            return found if block is None else found + block
+        if not self._packed:
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, self.padding, self.stride, [1, 1], self.groups, list(maps.shape)
+            )
+            self._packed = True
+        if block is None:
+            return fused_conv(maps, self.weight, self.bias, self.stride, self.padding, self.groups, self.relu)
+        found = torch.ops.mkldnn._convolution_pointwise_.binary(
+            block, maps, self.weight, self.bias, self.padding, self.stride, [1, 1], self.groups,
+            "add", 1.0, None, [], None,
+        )  # fmt: skip
+        return found  # type: ignore[no-any-return]
+
+
+def _geometry(conv: nn.Conv2d) -> tuple[list[int], list[int], int]:
+    return list(conv.stride), list(conv.padding), conv.groups  # type: ignore[arg-type]
+
+
+def fused_conv(
+    maps: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], groups: int, relu: bool
+) -> Tensor:
+    """A convolution and, if `relu`, a ReLU6, in one pass of oneDNN; the operator that torch.compile's frozen
+    graphs use on a CPU."""
+    found = torch.ops.mkldnn._convolution_pointwise(
+        maps, weight, bias, padding, stride, [1, 1], groups,
+        "hardtanh" if relu else "none", [0.0, 6.0] if relu else [], "",
+    )  # fmt: skip
+    return found  # type: ignore[no-any-return]
+
+
+def pool(maps: Tensor) -> Tensor:
+    """Mean over the places: (N, C, h, w) to (N, C), in float32 at least."""
+    return maps.mean((2, 3), dtype=torch.promote_types(maps.dtype, torch.float32))
+
+
+class TrainedPart:
+    """What follows the frozen part: on the network's own parameters, so that they get the gradients.
+
+    Args:
+        network: holds the parameters.
+        frozen: what comes before.
+    """
+
+    def __init__(self, network: FlowerNet, frozen: FrozenPart) -> None:
+        self.network, self.half, self.dtype = network, frozen.cut.half, frozen.dtype
+        self.layers = conv_norms(network.backbone)[frozen.cut.layers :]
+        self.fused = bool(frozen._convs) and not frozen._convs[0].plain
+
+    def __call__(self, maps: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Logits, float (N, classes), of what the frozen part gave.
+
+        Args:
+            maps: from `FrozenPart`.
+            keys: int64 (N,), one a photo, for the dropout.
+        """
+        network = self.network
+        with torch.autocast(maps.device.type, enabled=False):
+            features = pool(self._maps(maps)) if self.layers else maps
+            return network.head(network.dropout(features, keys))  # type: ignore[no-any-return]
+
+    def _maps(self, maps: Tensor) -> Tensor:
+        block = maps
+        for place, one in enumerate(self.layers):
+            if one.opens:
+                block = maps
+            if place == 0 and self.half:
+                norm = one.norm
+                maps = F.batch_norm(
+                    maps.to(norm.weight.dtype), norm.running_mean, norm.running_var, norm.weight, norm.bias,
+                    False, 0.0, norm.eps,
+                ).to(self.dtype)  # fmt: skip
+                maps = F.relu6(maps) if one.relu else maps
+            else:
+                maps = _ConvNormRelu.apply(maps, one.conv.weight, one.norm.weight, one.norm.bias, one, self.fused)
+            if one.adds:
+                maps = maps + block
+        return maps
+
+
+class _ConvNormRelu(torch.autograd.Function):
+    """Convolution, batch norm in evaluation mode and ReLU6 as one convolution with folded weights.
+
+    y = relu6(conv(x, w s) + b - m s), with s = g / sqrt(v + eps). With the gradients of folded weight and bias,
+    dW and dB: dw = dW s; db = dB; dg = (sum of dW w over a channel - dB m) / sqrt(v + eps).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, maps: Tensor, weight: Tensor, gain: Tensor, shift: Tensor, one: ConvNorm, fused: bool
+    ) -> Tensor:
+        rate = (one.norm.running_var + one.norm.eps).rsqrt()  # type: ignore[operator]
+        scale = gain * rate
+        folded = torch.empty_like(weight, dtype=maps.dtype, memory_format=torch.channels_last)
+        torch.mul(weight, scale[:, None, None, None], out=folded)
+        bias = (shift - one.norm.running_mean * scale).to(maps.dtype)  # type: ignore[operator]
+        stride, padding, groups = _geometry(one.conv)
+        if fused:
+            found = fused_conv(maps, folded, bias, stride, padding, groups, one.relu)
+        else:
+            found = F.conv2d(maps, folded, bias, stride, padding, 1, groups)
+            found = found.clamp_(0, 6) if one.relu else found
+        ctx.one = one
+        ctx.save_for_backward(maps, folded, found if one.relu else maps, weight, scale, rate)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        maps, folded, found, weight, scale, rate = ctx.saved_tensors
+        one, (to_maps, to_weight, to_gain, to_shift) = ctx.one, ctx.needs_input_grad[:4]
+        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        if one.relu:
+            gradient = torch.ops.aten.hardtanh_backward(gradient, found, 0, 6)
+        stride, padding, groups = _geometry(one.conv)
+        d_maps, d_folded, _ = torch.ops.aten.convolution_backward(
+            gradient, maps, folded, None, stride, padding, [1, 1], False, [0, 0], groups,
+            [to_maps, to_weight or to_gain, False],
+        )  # fmt: skip
+        d_weight = d_gain = d_shift = None
+        if to_gain or to_shift:
+            d_shift = gradient.sum((0, 2, 3), dtype=scale.dtype)
+        if to_weight or to_gain:
+            d_weight = d_folded.to(weight.dtype)
+        if to_gain:
+            dots = torch.linalg.vecdot(d_weight.flatten(1), weight.flatten(1))  # type: ignore[union-attr]
+            d_gain = (dots - d_shift * one.norm.running_mean) * rate
+        if to_weight:
+            d_weight = d_weight * scale[:, None, None, None]  # type: ignore[operator]
+        return d_maps, d_weight if to_weight else None, d_gain, d_shift if to_shift else None, None, None
