@@ -8,17 +8,35 @@ and a part's maps fit a core's cache (benchmarks/README.md). What a batch holds 
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, get_native_id
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import Dataset
 
 from flowers_pl.batches import Batch, BatchKey, BatchSampler, join
 
+YIELDS = 10  # how much lower the threads' priority is
 AHEAD = 2  # batches under way beside the one that is trained on
+
+
+class Share(NamedTuple):
+    """Who computes what while batches are prepared.
+
+    Args:
+        threads: how many prepare batches; 0 where the calling thread does.
+        own_cores: on how many cores the calling thread computes while they do.
+        part: photos of a part of a batch.
+    """
+
+    threads: int
+    own_cores: int
+    part: int
 
 
 class AheadLoader:
@@ -28,9 +46,7 @@ class AheadLoader:
         sampler: tells what stands in each batch.
         photos: makes a batch of a key.
         prepare: what is done to a part of a batch on its thread.
-        part: photos of a part.
-        share: tells, when iteration starts, how many threads prepare (0: the calling thread does), and on how
-            many cores the calling thread computes while they do.
+        share: tells, when iteration starts, who computes what.
     """
 
     def __init__(
@@ -38,19 +54,17 @@ class AheadLoader:
         sampler: BatchSampler,
         photos: Dataset[Batch],
         prepare: Callable[[Batch], Batch],
-        part: int,
-        share: Callable[[], tuple[int, int]],
+        share: Callable[[], Share],
     ) -> None:
-        self.keys, self.photos, self.prepare = sampler, photos, prepare
-        self.part, self.share = part, share
+        self.keys, self.photos, self.prepare, self.share = sampler, photos, prepare, share
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __iter__(self) -> Iterator[Batch]:
-        threads, own_cores = self.share()
+        threads, own_cores, size = self.share()
         if threads == 0:
-            yield from (join([self._make(part) for part in self._parts(key)]) for key in self.keys)
+            yield from (join([self._make(part) for part in _parts(key, size)]) for key in self.keys)
             return
         before = torch.get_num_threads()
         workers = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
@@ -59,7 +73,7 @@ class AheadLoader:
             _compute_alone(workers, threads)
             torch.set_num_threads(own_cores)
             for key in self.keys:
-                under_way.append([workers.submit(self._make, part) for part in self._parts(key)])
+                under_way.append([workers.submit(self._make, part) for part in _parts(key, size)])
                 if len(under_way) > AHEAD:
                     yield _joined(under_way)
             while under_way:
@@ -71,12 +85,13 @@ class AheadLoader:
             torch.set_num_threads(before)
             workers.shutdown(wait=True, cancel_futures=True)
 
-    def _parts(self, key: BatchKey) -> list[BatchKey]:
-        starts = range(0, max(1, len(key.rows)), self.part)
-        return [key.part(slice(start, start + self.part)) for start in starts]
-
     def _make(self, key: BatchKey) -> Batch:
         return self.prepare(self.photos[key])
+
+
+def _parts(key: BatchKey, size: int) -> list[BatchKey]:
+    starts = range(0, max(1, len(key.rows)), size)
+    return [key.part(slice(start, start + size)) for start in starts]
 
 
 def _joined(under_way: deque[list[Future[Batch]]]) -> Batch:
@@ -85,11 +100,13 @@ def _joined(under_way: deque[list[Future[Batch]]]) -> Batch:
 
 def _compute_alone(workers: ThreadPoolExecutor, threads: int) -> None:
     """Give each thread one core for its operations: the number is a thread's own, but a new thread starts with
-    the number set last."""
+    the number set last. Where threads compete, the calling one goes first: all wait for it in the end."""
     together = Barrier(threads)
 
     def alone() -> None:
         torch.set_num_threads(1)
+        if sys.platform == "linux":  # where a thread has a priority of its own
+            os.setpriority(os.PRIO_PROCESS, get_native_id(), min(19, os.getpriority(os.PRIO_PROCESS, 0) + YIELDS))
         together.wait()
 
     for started in [workers.submit(alone) for _ in range(threads)]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from flowers_pl.ahead import AheadLoader
+from flowers_pl.ahead import AheadLoader, Share
 from flowers_pl.augment import Augmentation, augment
 from flowers_pl.balance import Balance
 from flowers_pl.batches import Batch, BatchSampler, CachedPhotos, PhotoFiles
@@ -22,7 +22,7 @@ from flowers_pl.download import download_flower_photos
 from flowers_pl.drawn import write_drawings
 from flowers_pl.duplicates import duplicate_groups
 from flowers_pl.errors import FlowersError
-from flowers_pl.fast import CHUNK, FrozenPart
+from flowers_pl.fast import FrozenPart
 from flowers_pl.kept import KeptFeatures
 from flowers_pl.photos import LeftOut, Photo, check_classes, list_photos, list_pictures
 from flowers_pl.split import (
@@ -265,25 +265,25 @@ class FlowersDataModule(L.LightningDataModule):
             sampler.seed, sampler.position = self.seed, self._position
             sampler.labels, sampler.balance = self.train_photos.labels, self.balance
         prepare = self._prepare if self._on_cpu() else _as_it_is
-        return AheadLoader(sampler, photos, prepare, CHUNK, partial(self._share, photos))
+        return AheadLoader(sampler, photos, prepare, partial(self._share, photos))
 
     def _on_cpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cpu"
 
-    def _share(self, photos: CachedPhotos | KeptFeatures | PhotoFiles) -> tuple[int, int]:
-        """How many threads prepare batches, and on how many cores the calling thread computes meanwhile."""
+    def _share(self, photos: CachedPhotos | KeptFeatures | PhotoFiles) -> Share:
+        """Who computes what while batches are prepared."""
         if isinstance(photos, KeptFeatures):
             photos.begin()
-        cores = torch.get_num_threads()
+        frozen, cores = self._frozen(), torch.get_num_threads()
+        part = frozen.chunk if frozen is not None else 8
         if self.workers == 0 or (isinstance(photos, KeptFeatures) and photos.complete()):
-            return 0, cores
+            return Share(0, cores, part)
         if not self._on_cpu():
-            return self.workers or cores, cores
-        frozen = self._frozen()
-        own = 1 if frozen is None or frozen.pools else max(1, cores // 2)
+            return Share(self.workers or cores, cores, part)
         if cores == 1 and self.workers is None:
-            return 0, 1
-        return self.workers or cores - own + 1, own
+            return Share(0, 1, part)
+        own = 1 if frozen is None or frozen.pools else max(1, cores // 2)
+        return Share(self.workers or cores - own + 1, own, part)
 
     def _position(self) -> tuple[int, int]:
         """The epoch, and the batch to start with: not 0 after a resume inside an epoch."""

@@ -19,7 +19,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from flowers_pl.mobilenet import FlowerNet
 
 log = logging.getLogger(__name__)
-CHUNK = 8  # photos at a time on one core: their maps fit its cache (measured: benchmarks/README.md)
+LARGE = 2**18  # bytes of a photo's map that make a core's cache overflow with a whole chunk
 ONEDNN = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # what it computes in; how far it may be off, relative
 
 
@@ -105,6 +105,7 @@ class FrozenPart:
     def __init__(self, network: FlowerNet, dtype: torch.dtype, size: int, whole: bool = False) -> None:
         layers = conv_norms(network.backbone)
         self.cut = Cut(len(layers)) if whole else find_cut(layers)
+        self.chunk = 32 // dtype.itemsize  # photos at a time on one core, whose maps fit its cache (measured)
         self.pools, self.dtype = self.cut.layers == len(layers), dtype
         self.device = network.mean.device
         std = 255 * network.std.to(torch.float64)
@@ -120,6 +121,7 @@ class FrozenPart:
                 self._convs.append(_Conv(one, one.conv.weight, None, dtype))
             if self._convs:  # the first convolution divides by the deviation
                 self._convs[0].weight = self._convs[0].weight.double().div(std.to(self.device)).to(dtype)
+        self._large = 0
         self._prepare(size)
 
     def _prepare(self, size: int) -> None:
@@ -128,7 +130,7 @@ class FrozenPart:
             conv.weight = conv.weight.contiguous(memory_format=torch.channels_last)
         if self.device.type != "cpu" or self.dtype not in ONEDNN or not self._convs:
             return
-        trial = torch.rand(CHUNK, 3, size, size, generator=torch.Generator().manual_seed(0)) * 255
+        trial = torch.rand(8, 3, size, size, generator=torch.Generator().manual_seed(0)) * 255
         expected = self(trial)
         plain = [(conv.weight, conv.plain) for conv in self._convs]
         try:
@@ -137,10 +139,23 @@ class FrozenPart:
             off = (self(trial).float() - expected.float()).abs().max() / expected.float().abs().max()
             if not off <= ONEDNN[self.dtype]:
                 raise RuntimeError(f"off by {off:.2g}")
+            self._large = self._count_large(size)
         except (RuntimeError, AttributeError, TypeError, NotImplementedError) as reason:
             log.info("Convolutions are not fused on this machine (%s): slower, but right.", str(reason).split("\n")[0])
             for conv, (weight, as_it_was) in zip(self._convs, plain, strict=True):
                 conv.weight, conv.plain = weight, as_it_was
+
+    def _count_large(self, size: int) -> int:
+        """How many convolutions, to the end of a block, make maps of over LARGE bytes a photo: they run on a few
+        photos at a time."""
+        found, side = 0, size
+        for place, conv in enumerate(self._convs):
+            side = -(-side // conv.stride[0])
+            if conv.channels * side * side * self.dtype.itemsize > LARGE:
+                found = place + 1
+        while found < len(self._convs) and not self._convs[found].opens:
+            found += 1
+        return found
 
     @torch.no_grad()
     def __call__(self, photos: Tensor) -> Tensor:
@@ -155,12 +170,19 @@ class FrozenPart:
         maps = (photos - self._middle).to(self.dtype, memory_format=torch.channels_last)
         if not self._convs:
             return (maps / self._std).to(self.dtype)
-        block = maps
-        for conv in self._convs:
-            if conv.opens:
-                block = maps
-            maps = conv(maps, block if conv.adds else None)
+        if self._large:
+            maps = torch.cat([_run(self._convs[: self._large], few) for few in maps.split(self.chunk // 4)])
+        maps = _run(self._convs[self._large :], maps)
         return pool(maps) if self.pools else maps
+
+
+def _run(convs: list[_Conv], maps: Tensor) -> Tensor:
+    block = maps
+    for conv in convs:
+        if conv.opens:
+            block = maps
+        maps = conv(maps, block if conv.adds else None)
+    return maps
 
 
 class _Conv:
@@ -170,6 +192,7 @@ class _Conv:
         self.weight, self.bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
         self.relu, self.opens, self.adds, self.plain = one.relu, one.opens, one.adds, True
         self.stride, self.padding, self.groups = _geometry(one.conv)
+        self.channels = one.conv.out_channels
         self._packed = False
 
     def __call__(self, maps: Tensor, block: Tensor | None) -> Tensor:
@@ -290,14 +313,10 @@ class _ConvNormRelu(torch.autograd.Function):
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
         if one.relu:
             gradient = torch.ops.aten.hardtanh_backward(gradient, found, 0, 6)
-        stride, padding, groups = _geometry(one.conv)
-        d_maps, d_folded, _ = torch.ops.aten.convolution_backward(
-            gradient, maps, folded, None, stride, padding, [1, 1], False, [0, 0], groups,
-            [to_maps, to_weight or to_gain, False],
-        )  # fmt: skip
+        d_maps, d_folded = _conv_backward(gradient, maps, folded, one.conv, to_maps, to_weight or to_gain)
         d_weight = d_gain = d_shift = None
         if to_gain or to_shift:
-            d_shift = gradient.sum((0, 2, 3), dtype=scale.dtype)
+            d_shift = gradient.sum((0, 2, 3)).to(scale.dtype)
         if to_weight or to_gain:
             d_weight = d_folded.to(weight.dtype)
         if to_gain:
@@ -306,3 +325,24 @@ class _ConvNormRelu(torch.autograd.Function):
         if to_weight:
             d_weight = d_weight * scale[:, None, None, None]  # type: ignore[operator]
         return d_maps, d_weight if to_weight else None, d_gain, d_shift if to_shift else None, None, None
+
+
+def _conv_backward(
+    gradient: Tensor, maps: Tensor, weight: Tensor, conv: nn.Conv2d, to_maps: bool, to_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of a convolution; of a pointwise one by products of matrices, which is a tenth faster."""
+    stride, padding, groups = _geometry(conv)
+    if conv.kernel_size != (1, 1) or stride != [1, 1]:
+        found = torch.ops.aten.convolution_backward(
+            gradient, maps, weight, None, stride, padding, [1, 1], False, [0, 0], groups,
+            [to_maps, to_weight, False],
+        )  # fmt: skip
+        return found[0], found[1]
+    rows = gradient.permute(0, 2, 3, 1).flatten(0, 2)
+    d_maps = d_weight = None
+    if to_maps:
+        n, _, height, width = gradient.shape
+        d_maps = (rows @ weight.flatten(1)).view(n, height, width, -1).permute(0, 3, 1, 2)
+    if to_weight:
+        d_weight = (rows.t() @ maps.permute(0, 2, 3, 1).flatten(0, 2))[:, :, None, None]
+    return d_maps, d_weight

@@ -49,20 +49,26 @@ class PhotoDropout(nn.Module):
             return features
         if keys is None:
             return nn.functional.dropout(features, self.p)
-        kept = uniform_bits(keys, features.shape[1]) >= int(self.p * 2**31)
-        return features * kept / (1 - self.p)
+        kept = uniform_bits(keys, features.shape[1]) >= round(self.p * 2**BITS) - 2 ** (BITS - 1)
+        return features * (kept.to(features.dtype) / (1 - self.p))
+
+
+BITS = 16  # of chance for each feature
 
 
 def uniform_bits(keys: Tensor, count: int) -> Tensor:
-    """Hash keys to (N, count) integers, uniform in [0, 2**31).
+    """Hash keys to (N, count) integers, int16, uniform over all that there are.
 
     Rounds of xor-shift and multiply with the constants of "splitmix64" (Steele, Lea & Flood 2014), on int64
-    with wrap-around: the same on every device. Right shifts are masked because torch's are arithmetic.
+    with wrap-around, the same on every device; each hash gives four integers. Right shifts are masked because
+    torch's are arithmetic.
     """
-    state = keys[:, None] + torch.arange(1, count + 1, device=keys.device) * -7046029254386353131
+    hashes = -(-count * BITS // 64)
+    state = keys[:, None] + torch.arange(1, hashes + 1, device=keys.device) * -7046029254386353131
     state = (state ^ ((state >> 30) & (2**34 - 1))) * -4658895280553007687
     state = (state ^ ((state >> 27) & (2**37 - 1))) * -7723592293110705685
-    return (state ^ ((state >> 31) & (2**33 - 1))) & (2**31 - 1)
+    state = state ^ ((state >> 31) & (2**33 - 1))
+    return state.view(torch.int16)[:, :count]
 
 
 class FlowerNet(nn.Module):
