@@ -10,7 +10,7 @@ a matrix of its own: on a CPU OpenCV warps one after the other, which is four ti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -94,35 +94,29 @@ def augment(photos: Tensor, draws: Tensor, how: Augmentation) -> Tensor:
     Returns:
         float32 (N, 3, H, W), values 0 to 255, not rounded.
     """
-    uniform = draws.to(torch.float32) / 2**BITS
-    light = 1 + how.brightness * (2 * uniform[:, 6] - 1)
-    changes = matrices(uniform, how, photos.shape[-2:])
-    if photos.device.type == "cpu":
+    if photos.device.type == "cpu":  # in numpy: small steps that do not take turns with other threads
+        uniform = draws.numpy().astype(np.float64) / 2**BITS
+        changes = matrices(uniform, how, photos.shape[-2:])
+        light = torch.from_numpy(1 + how.brightness * (2 * uniform[:, 6] - 1))
         return _warp_each(_lit(photos, light), changes)
-    pixels = (photos * light[:, None, None, None]).clamp_(0, 255)
+    uniform = draws.to(torch.float32) / 2**BITS
+    changes = matrices(uniform, how, photos.shape[-2:])
+    pixels = _lit(photos, 1 + how.brightness * (2 * uniform[:, 6] - 1))
     grid = F.affine_grid(changes, list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _lit(photos: Tensor, light: Tensor) -> np.ndarray:
-    """Photos times their light: float32 (N, H, W, 3), 0 to 255; of bytes by a table, in one pass."""
-    if photos.dtype != torch.uint8:
-        lit = (photos * light[:, None, None, None]).clamp_(0, 255).to(torch.float32)
-        return lit.permute(0, 2, 3, 1).contiguous().numpy()
-    pixels = photos.permute(0, 2, 3, 1).contiguous().numpy()
-    lit = np.empty(pixels.shape, np.float32)
-    tables = np.minimum(np.arange(256, dtype=np.float32) * light.numpy()[:, None], 255)
-    for photo, table, place in zip(pixels, tables, lit, strict=True):
-        cv2.LUT(photo, table, dst=place)
-    return lit
+def _lit(photos: Tensor, light: Tensor) -> Tensor:
+    return (photos * light.to(torch.float32)[:, None, None, None]).clamp_(0, 255)
 
 
-def _warp_each(pixels: np.ndarray, changes: Tensor) -> Tensor:
+def _warp_each(photos: Tensor, changes: np.ndarray) -> Tensor:
     """What `grid_sample` does, by OpenCV, which counts in pixels, from the middle of the first."""
+    pixels = photos.permute(0, 2, 3, 1).to(torch.float32).contiguous().numpy()
     height, width = pixels.shape[1:3]
     warped = np.empty_like(pixels)
     half = np.array([width / 2, height / 2])
-    scaled = changes.to(torch.float64).numpy() * half[:, None] / np.append(half, 1)
+    scaled = changes * half[:, None] / np.append(half, 1)
     scaled[:, :, 2] += half - 0.5 - scaled[:, :, :2] @ (half - 0.5)
     for photo, change, place in zip(pixels, scaled, warped, strict=True):
         cv2.warpAffine(
@@ -132,7 +126,7 @@ def _warp_each(pixels: np.ndarray, changes: Tensor) -> Tensor:
     return torch.from_numpy(warped).permute(0, 3, 1, 2)
 
 
-def matrices(uniform: Tensor, how: Augmentation, size: tuple[int, ...]) -> Tensor:
+def matrices(uniform: Any, how: Augmentation, size: tuple[int, ...]) -> Any:
     """The matrix of each photo, from places in the new photo to places in the old one, as `affine_grid` wants
     them.
 
@@ -140,25 +134,23 @@ def matrices(uniform: Tensor, how: Augmentation, size: tuple[int, ...]) -> Tenso
     a rotation stays one when a photo is not square.
 
     Args:
-        uniform: float32 (N, DRAWS) in [0, 1).
+        uniform: float (N, DRAWS) in [0, 1), of numpy or torch.
         how: the ranges.
         size: height and width in pixels.
 
     Returns:
-        float32 (N, 2, 3) for coordinates from -1 to 1.
+        (N, 2, 3), of the same kind, for coordinates from -1 to 1.
     """
+    xp: Any = torch if isinstance(uniform, Tensor) else np
     height, width = size
     signed = 2 * uniform[:, :5] - 1
-    angle = torch.deg2rad(signed[:, 0] * how.rotation)
-    right, down = signed[:, 1] * how.shift * width, signed[:, 2] * how.shift * height
+    angle = xp.deg2rad(signed[:, 0] * how.rotation)
+    right, down = signed[:, 1] * (2 * how.shift), signed[:, 2] * (2 * how.shift)  # of -1 to 1
     zoom_x, zoom_y = 1 + signed[:, 3] * how.zoom, 1 + signed[:, 4] * how.zoom
-    flip = torch.where(uniform[:, 5] < 0.5, -1.0, 1.0) if how.flip else torch.ones_like(angle)
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    rotate = torch.stack([cos, -sin, cos * right - sin * down, sin, cos, sin * right + cos * down], 1).view(
-        -1, 2, 3
-    )
-    rotate[:, :, 0] *= (zoom_x * flip)[:, None]
-    rotate[:, :, 1] *= zoom_y[:, None]
-    in_pixels = torch.tensor([width / 2, height / 2], device=uniform.device)
-    scale = torch.cat([in_pixels[None, :] / in_pixels[:, None], 1 / in_pixels[:, None]], 1)
-    return rotate * scale
+    if how.flip:
+        zoom_x = xp.where(uniform[:, 5] < 0.5, -zoom_x, zoom_x)
+    cos, sin = xp.cos(angle), xp.sin(angle)
+    across, along = sin * (height / width), sin * (width / height)
+    rows = [cos * zoom_x, -across * zoom_y, cos * right - across * down,
+            along * zoom_x, cos * zoom_y, along * right + cos * down]  # fmt: skip
+    return xp.stack(rows, 1).reshape(-1, 2, 3)

@@ -224,7 +224,7 @@ def fused_conv(
 ) -> Tensor:
     """A convolution and, if `relu`, a ReLU6, in one pass of oneDNN; the operator that torch.compile's frozen
     graphs use on a CPU."""
-    found = torch.ops.mkldnn._convolution_pointwise(
+    found = torch.ops.mkldnn._convolution_pointwise.default(
         maps, weight, bias, padding, stride, [1, 1], groups,
         "hardtanh" if relu else "none", [0.0, 6.0] if relu else [], "",
     )  # fmt: skip
