@@ -109,7 +109,9 @@ def _compute_alone(workers: ThreadPoolExecutor, threads: int) -> None:
     def alone() -> None:
         torch.set_num_threads(1)
         if sys.platform == "linux":  # where a thread has a priority of its own
-            os.setpriority(os.PRIO_PROCESS, get_native_id(), min(19, os.getpriority(os.PRIO_PROCESS, 0) + YIELDS))
+            os.setpriority(
+                os.PRIO_PROCESS, get_native_id(), min(19, os.getpriority(os.PRIO_PROCESS, 0) + YIELDS)
+            )
         together.wait()
 
     for started in [workers.submit(alone) for _ in range(threads)]:

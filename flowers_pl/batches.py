@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,15 +53,12 @@ def join(parts: Sequence[Batch]) -> Batch:
     """One batch of its parts."""
     if len(parts) == 1:
         return parts[0]
-    first = parts[0]
-
-    def all_of(name: str) -> Tensor | None:
-        return None if getattr(first, name) is None else torch.cat([getattr(part, name) for part in parts])
-
-    return first._replace(
-        **{name: all_of(name) for name in ("photos", "labels", "rows", "draws", "keys", "weights", "features")},
-        unreadable=[one for part in parts for one in part.unreadable],
-    )
+    together: dict[str, Any] = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        for name in ("photos", "labels", "rows", "draws", "keys", "weights", "features")
+        if getattr(parts[0], name) is not None
+    }
+    return parts[0]._replace(**together, unreadable=[one for part in parts for one in part.unreadable])
 
 
 class BatchKey(NamedTuple):

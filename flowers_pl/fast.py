@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,13 +42,20 @@ class ConvNorm(NamedTuple):
     adds: bool = False
     residual: bool = False
 
+    @property
+    def mean(self) -> Tensor:
+        """The norm's stored mean, (C,)."""
+        return cast(Tensor, self.norm.running_mean)
+
+    @property
+    def rate(self) -> Tensor:
+        """One over the norm's stored deviation, (C,)."""
+        return (cast(Tensor, self.norm.running_var) + self.norm.eps).rsqrt()
+
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the one convolution that does what both do."""
-        scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()  # type: ignore[operator]
-        return (
-            self.conv.weight * scale[:, None, None, None],
-            self.norm.bias - self.norm.running_mean * scale,  # type: ignore[operator]
-        )
+        scale = self.norm.weight * self.rate
+        return self.conv.weight * scale[:, None, None, None], self.norm.bias - self.mean * scale
 
 
 def conv_norms(backbone: nn.Sequential) -> list[ConvNorm]:
@@ -56,13 +63,19 @@ def conv_norms(backbone: nn.Sequential) -> list[ConvNorm]:
     found: list[ConvNorm] = []
     for block in backbone:
         parts = list(block.conv) if isinstance(block, InvertedResidual) else [block]
-        flat = [step for part in parts for step in (part.children() if isinstance(part, nn.Sequential) else [part])]
+        flat: list[Any] = [
+            step
+            for part in parts
+            for step in (part.children() if isinstance(part, nn.Sequential) else [part])
+        ]
         residual = isinstance(block, InvertedResidual) and block.use_res_connect
         convs = [place for place, step in enumerate(flat) if isinstance(step, nn.Conv2d)]
         for place in convs:
             relu = place + 2 < len(flat) and isinstance(flat[place + 2], nn.ReLU6)
             last = place == convs[-1]
-            found.append(ConvNorm(flat[place], flat[place + 1], relu, place == 0, residual and last, residual))
+            found.append(
+                ConvNorm(flat[place], flat[place + 1], relu, place == 0, residual and last, residual)
+            )
     return found
 
 
@@ -82,7 +95,10 @@ class Cut:
 def find_cut(layers: list[ConvNorm]) -> Cut:
     """The longest frozen start of the backbone that leaves no residual connection open."""
     for place, one in enumerate(layers):
-        conv, norm = one.conv.weight.requires_grad, one.norm.weight.requires_grad or one.norm.bias.requires_grad
+        conv, norm = (
+            one.conv.weight.requires_grad,
+            one.norm.weight.requires_grad or one.norm.bias.requires_grad,
+        )
         if conv or norm:
             if one.residual:
                 while not layers[place].opens:
@@ -110,8 +126,10 @@ class FrozenPart:
         self.device = network.mean.device
         std = 255 * network.std.to(torch.float64)
         middle = (255 * network.mean.to(torch.float64)).expand(3, size, size)
-        self._middle = middle[None].to(torch.float64 if dtype == torch.float64 else torch.float32).contiguous(
-            memory_format=torch.channels_last
+        self._middle = (
+            middle[None]
+            .to(torch.float64 if dtype == torch.float64 else torch.float32)
+            .contiguous(memory_format=torch.channels_last)
         )
         self._std = std.to(self._middle.dtype)
         with torch.no_grad():
@@ -141,7 +159,10 @@ class FrozenPart:
                 raise RuntimeError(f"off by {off:.2g}")
             self._large = self._count_large(size)
         except (RuntimeError, AttributeError, TypeError, NotImplementedError) as reason:
-            log.info("Convolutions are not fused on this machine (%s): slower, but right.", str(reason).split("\n")[0])
+            log.info(
+                "Convolutions are not fused on this machine (%s): slower, but right.",
+                str(reason).split("\n")[0],
+            )
             for conv, (weight, as_it_was) in zip(self._convs, plain, strict=True):
                 conv.weight, conv.plain = weight, as_it_was
 
@@ -220,7 +241,13 @@ def _geometry(conv: nn.Conv2d) -> tuple[list[int], list[int], int]:
 
 
 def fused_conv(
-    maps: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], groups: int, relu: bool
+    maps: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    groups: int,
+    relu: bool,
 ) -> Tensor:
     """A convolution and, if `relu`, a ReLU6, in one pass of oneDNN; the operator that torch.compile's frozen
     graphs use on a CPU."""
@@ -274,7 +301,9 @@ class TrainedPart:
                 ).to(self.dtype)  # fmt: skip
                 maps = F.relu6(maps) if one.relu else maps
             else:
-                maps = _ConvNormRelu.apply(maps, one.conv.weight, one.norm.weight, one.norm.bias, one, self.fused)
+                maps = _ConvNormRelu.apply(
+                    maps, one.conv.weight, one.norm.weight, one.norm.bias, one, self.fused
+                )
             if one.adds:
                 maps = maps + block
         return maps
@@ -283,19 +312,19 @@ class TrainedPart:
 class _ConvNormRelu(torch.autograd.Function):
     """Convolution, batch norm in evaluation mode and ReLU6 as one convolution with folded weights.
 
-    y = relu6(conv(x, w s) + b - m s), with s = g / sqrt(v + eps). With the gradients of folded weight and bias,
-    dW and dB: dw = dW s; db = dB; dg = (sum of dW w over a channel - dB m) / sqrt(v + eps).
+    y = relu6(conv(x, w s) + b - m s), with s = g / sqrt(v + eps). With the gradients of folded weight and
+    bias, dW and dB: dw = dW s; db = dB; dg = (sum of dW w over a channel - dB m) / sqrt(v + eps).
     """
 
     @staticmethod
     def forward(
         ctx: Any, maps: Tensor, weight: Tensor, gain: Tensor, shift: Tensor, one: ConvNorm, fused: bool
     ) -> Tensor:
-        rate = (one.norm.running_var + one.norm.eps).rsqrt()  # type: ignore[operator]
+        rate = one.rate
         scale = gain * rate
         folded = torch.empty_like(weight, dtype=maps.dtype, memory_format=torch.channels_last)
         torch.mul(weight, scale[:, None, None, None], out=folded)
-        bias = (shift - one.norm.running_mean * scale).to(maps.dtype)  # type: ignore[operator]
+        bias = (shift - one.mean * scale).to(maps.dtype)
         stride, padding, groups = _geometry(one.conv)
         if fused:
             found = fused_conv(maps, folded, bias, stride, padding, groups, one.relu)
@@ -318,12 +347,12 @@ class _ConvNormRelu(torch.autograd.Function):
         if to_gain or to_shift:
             d_shift = gradient.sum((0, 2, 3)).to(scale.dtype)
         if to_weight or to_gain:
-            d_weight = d_folded.to(weight.dtype)
+            d_weight = cast(Tensor, d_folded).to(weight.dtype)
         if to_gain:
-            dots = torch.linalg.vecdot(d_weight.flatten(1), weight.flatten(1))  # type: ignore[union-attr]
-            d_gain = (dots - d_shift * one.norm.running_mean) * rate
+            dots = torch.linalg.vecdot(cast(Tensor, d_weight).flatten(1), weight.flatten(1))
+            d_gain = (dots - cast(Tensor, d_shift) * one.mean) * rate
         if to_weight:
-            d_weight = d_weight * scale[:, None, None, None]  # type: ignore[operator]
+            d_weight = cast(Tensor, d_weight) * scale[:, None, None, None]
         return d_maps, d_weight if to_weight else None, d_gain, d_shift if to_shift else None, None, None
 
 

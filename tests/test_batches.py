@@ -65,8 +65,8 @@ def test_batches_hold_the_photos_of_their_files(data: FlowersDataModule) -> None
 
 def test_training_batches_are_the_same_with_any_number_of_workers(data: FlowersDataModule) -> None:
     def batches(workers: int) -> list[Batch]:
-        loader = data._loader(data.train_photos, 8, workers, shuffled=True)
-        return [data.on_after_batch_transfer(batch, 0) for batch in loader]
+        data.workers = workers
+        return [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
 
     for one, other in zip(batches(0), batches(4), strict=True):
         for name in ("photos", "labels", "rows", "keys", "draws"):

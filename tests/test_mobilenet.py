@@ -74,14 +74,15 @@ def test_photos_are_normalised_inside() -> None:
 
 
 def splitmix64(key: int, count: int) -> list[int]:
-    """The reference in plain integers: Steele, Lea & Flood 2014, figure 16."""
+    """The reference in plain integers: Steele, Lea & Flood 2014, figure 16; four signed integers a hash."""
     found = []
-    for step in range(1, count + 1):
+    for step in range(1, -(-count // 4) + 1):
         state = (key + step * 0x9E3779B97F4A7C15) % 2**64
         state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
         state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
-        found.append((state ^ (state >> 31)) % 2**31)
-    return found
+        hashed = state ^ (state >> 31)
+        found += [(hashed >> (16 * quarter)) % 2**16 for quarter in range(4)]
+    return [one - 2**16 * (one >= 2**15) for one in found[:count]]
 
 
 def test_the_hash_is_splitmix64() -> None:

@@ -1,0 +1,104 @@
+"""This project beside the Keras notebook and a plain torch script, in turn: same photos, machine and epochs.
+
+    python -m benchmarks.compare PHOTOS --weights FILE --keras KERAS_ENV/bin/python [--epochs 10]
+
+Early stopping is off on all sides. Prints photos a second in each stage, seconds from start to end, and
+ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.watching import machine, run
+
+HERE = Path(__file__).parent
+
+
+def ours(args: argparse.Namespace, folder: Path, *options: str) -> dict[str, float]:
+    """`fit` from start to end: imports, decoding, training, judging; no export, which the others lack."""
+    watched = run(
+        [
+            sys.executable, "-m", "flowers_pl", "fit", f"--data.root={args.photos}",
+            f"--data.cache_dir={folder}",
+            f"--model.weights={args.weights}", "--run_name=run", "--export=none",
+            "--early_stopping.patience=1000",
+            f"--unfreeze.head_epochs={args.epochs}", f"--unfreeze.top_epochs={args.epochs}",
+            "--trainer.enable_progress_bar=false", *options,
+        ],
+        folder,
+    )  # fmt: skip
+    with open(folder / "checkpoints/run/metrics.csv") as table:
+        rows = list(csv.DictReader(table))
+    found = {
+        f"stage_{stage}": statistics.median(
+            float(row["images_per_second"]) for row in rows if float(row["stage"]) == stage
+        )
+        for stage in (1, 2)
+    }
+    best = min(rows, key=lambda row: float(row["val_loss"]))
+    return found | {
+        "seconds": watched.seconds,
+        "peak_gib": watched.peak / 2**30,
+        "val_accuracy": float(best["val_accuracy"]),
+    }
+
+
+def script(python: str, name: str, args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """One of the scripts beside this file; its imports are counted, too."""
+    watched = run([python, str(HERE / name), str(args.photos), f"--epochs={args.epochs}"], folder)
+    found = json.loads(watched.output.strip().splitlines()[-1])
+    return {**found, "seconds": watched.seconds, "peak_gib": watched.peak / 2**30}
+
+
+def main() -> None:
+    """Run all in turn and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("photos", type=Path)
+    parser.add_argument(
+        "--weights", required=True, help="a state_dict of torchvision's mobilenet_v2, or its name"
+    )
+    parser.add_argument("--keras", help="python of an environment with tensorflow-cpu, scipy and pillow")
+    parser.add_argument("--epochs", type=int, default=10, help="of each stage")
+    parser.add_argument("--plain", action="store_true", help="the plain torch script, too")
+    args = parser.parse_args()
+    args.photos = args.photos.resolve()
+    args.weights = str(Path(args.weights).resolve()) if Path(args.weights).exists() else args.weights
+    runs = {
+        "flowers_pl, precision auto": lambda at: ours(args, at),
+        "flowers_pl, precision 32": lambda at: ours(args, at, "--trainer.precision=32"),
+    }
+    if args.plain:
+        runs["plain torch"] = lambda at: script(sys.executable, "plain_torch.py", args, at)
+    if args.keras:
+        runs["Keras"] = lambda at: script(args.keras, "keras_pipeline.py", args, at)
+    print(f"{machine()}; torch {torch.__version__}; {args.epochs} epochs a stage", flush=True)
+    found: dict[str, dict[str, float]] = {}
+    for name, start in runs.items():
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = start(Path(folder))
+        figures = ", ".join(f"{key} {value:.4g}" for key, value in found[name].items())
+        print(f"{name}: {figures}", flush=True)
+    slowest = found[list(found)[-1]]
+    for name, figures in list(found.items())[:-1]:
+        rates = ", ".join(
+            f"stage {stage} {figures[f'stage_{stage}'] / slowest[f'stage_{stage}']:.2f}" for stage in (1, 2)
+        )
+        print(
+            f"{name} against {list(found)[-1]}: {rates},"
+            f" whole {slowest['seconds'] / figures['seconds']:.2f} times"
+        )
+
+
+if __name__ == "__main__":
+    main()

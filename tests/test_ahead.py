@@ -1,0 +1,103 @@
+"""Batches that are prepared ahead are those that would be made one after the other."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flowers_pl.ahead import AHEAD, AheadLoader, Share
+from flowers_pl.batches import Batch, BatchSampler
+from flowers_pl.datamodule import FlowersDataModule
+from flowers_pl.fast import FrozenPart
+from flowers_pl.kept import KeptFeatures
+from flowers_pl.mobilenet import FlowerNet
+
+
+def loader(data: FlowersDataModule, share: Share, prepare: object = None) -> AheadLoader:
+    sampler = BatchSampler(len(data.train_photos), 8, seed=3)
+    return AheadLoader(sampler, data.train_photos, prepare or (lambda batch: batch), lambda: share)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", [Share(1, 1, 8), Share(3, 1, 3), Share(2, 1, 100)])
+def test_what_a_batch_holds_does_not_depend_on_who_makes_it(data: FlowersDataModule, share: Share) -> None:
+    expected, found = list(loader(data, Share(0, 1, 8))), list(loader(data, share))
+    assert len(found) == len(expected) == len(loader(data, share)) > 2
+    for one, other in zip(found, expected, strict=True):
+        for name in ("photos", "labels", "rows", "draws", "keys"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+        assert one.total == other.total
+
+
+def test_only_a_few_batches_are_under_way(data: FlowersDataModule) -> None:
+    made: list[int] = []
+
+    def note(batch: Batch) -> Batch:
+        made.append(len(batch.rows))
+        return batch
+
+    batches = iter(loader(data, Share(2, 1, 8), note))
+    next(batches)
+    time.sleep(0.1)
+    assert len(made) <= AHEAD + 1
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_threads_compute_alone_and_leave_all_as_it_was(data: FlowersDataModule) -> None:
+    torch.set_num_threads(2)
+    turn, counts = sys.getswitchinterval(), []
+
+    def note(batch: Batch) -> Batch:
+        counts.append(torch.get_num_threads())
+        return batch
+
+    batches = iter(loader(data, Share(2, 1, 4), note))
+    next(batches)
+    assert torch.get_num_threads() == 1
+    list(batches)
+    assert set(counts) == {1}
+    assert torch.get_num_threads() == 2
+    assert sys.getswitchinterval() == turn
+    assert not [one for one in threading.enumerate() if one.name.startswith("ahead")]
+
+
+def test_what_goes_wrong_on_a_thread_is_raised(data: FlowersDataModule) -> None:
+    def fail(batch: Batch) -> Batch:
+        raise ValueError("no such photo")
+
+    with pytest.raises(ValueError, match="no such photo"):
+        list(loader(data, Share(2, 1, 8), fail))
+    assert not [one for one in threading.enumerate() if one.name.startswith("ahead")]
+
+
+def test_features_are_kept_until_the_frozen_part_is_another(data: FlowersDataModule, tmp_path: Path) -> None:
+    net = FlowerNet(5)
+    parts = {layers: FrozenPart(net, torch.bfloat16, 32, whole=not layers) for layers in (0, 30)}
+    net.train_top_layers(30)
+    parts[30] = FrozenPart(net, torch.bfloat16, 32)
+    for layers, shape in ((0, (1280,)), (30, (160, 1, 1))):
+        kept = KeptFeatures(data.val_photos, lambda part=parts[layers]: part, tmp_path)  # type: ignore[misc]
+        (key,) = BatchSampler(len(kept), 100)
+        kept.begin()
+        batch = kept[key]
+        assert batch.features is None and len(batch.photos) == len(kept)
+        features = parts[layers](batch.photos)
+        for rows in torch.arange(len(kept)).split(3):
+            assert not kept.complete()
+            kept.put(rows, features[rows])
+        assert kept.complete()
+        again = kept[key]
+        assert again.features is not None and again.features.shape == (len(kept), *shape)
+        assert torch.equal(again.features, features)
+        assert len(again.photos) == 0
+        assert torch.equal(again.labels, batch.labels)
+        kept.frozen = lambda: None
+        assert not kept.complete()
+        assert len(kept[key].photos) == len(kept)
+    assert not list(tmp_path.iterdir())  # the file has no name
+    assert np.isfinite(features.float().numpy()).all()
