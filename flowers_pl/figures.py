@@ -183,14 +183,15 @@ def misclassified(
         return figure
     columns = min(len(photos), 4)
     lines = -(-len(photos) // columns)
-    figure = _figure(max(3 * columns, 5), 3.5 * lines + 0.6)
+    figure = _figure(max(3 * columns, 5), 3.7 * lines + 0.6)
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes in grid.flat[len(photos) :]:
         axes.set_axis_off()
     each = zip(grid.flat, photos, truths, predictions, probabilities, strict=False)
     for place, (axes, photo, truth, predicted, share) in enumerate(each):
         _photo(axes, photo)
-        axes.set_title(f"truth: {_short(truth)}\npredicted: {_short(predicted, 22)}, {share:.1%}", fontsize=9)
+        names = f"truth: {_short(truth)}\npredicted: {_short(predicted)}"
+        axes.set_title(f"{names}\nprobability {share:.1%}", fontsize=9)
         if paths is not None:
             path = paths[place]
             axes.set_xlabel(_short(path if len(path) <= 40 else "…" + path[-39:], 40), fontsize=8, color=GREY)
