@@ -136,7 +136,8 @@ def explanation_figure(explained: Explained, title: str = "", most: int = 5) -> 
     axes = figure.subplots(1, 4, width_ratios=[1, 1, 1, 0.9])
     _picture(axes[0], photo.permute(1, 2, 0).numpy(), f"photo ({width} x {height})")
     heat = axes[1].imshow(heat_at(explained.heat, height, width), cmap=HEAT, vmin=0, vmax=1)
-    axes[1].set(xticks=[], yticks=[], title=f"heat map for\n{short_name(explained.target)}")
+    axes[1].set(xticks=[], yticks=[])
+    axes[1].set_title(f"heat map for\n{short_name(explained.target)}", fontsize=10)
     _picture(axes[2], overlay(photo, explained.heat), "overlay")
     label = "speaks for the class (1: the most in this photo)"
     figure.colorbar(heat, ax=axes[:3], location="bottom", shrink=0.4, aspect=40, label=label)
@@ -157,7 +158,8 @@ def _bars(axes: Axes, explained: Explained, most: int) -> None:
     names = [short_name(name) for name, _ in top]
     bars = axes.barh(range(len(top)), [share for _, share in top], color="tab:blue")
     axes.bar_label(bars, [f"{share:.1%}" for _, share in top], padding=3)
-    axes.set(xlim=(0, 1.3), xticks=[], yticks=range(len(top)), yticklabels=names, title="probability")
+    axes.set(xlim=(0, 1.3), xticks=[], yticks=range(len(top)), yticklabels=names)
+    axes.set_title("probability", fontsize=10)
     axes.invert_yaxis()
     axes.spines[["top", "right", "bottom"]].set_visible(False)
 
