@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 from flowers_pl.checkpointing import newest_best, read_checkpoint
@@ -34,10 +35,9 @@ def exported_for(command: str, args: list[str]) -> Path | None:
 
 def _given(option: str, args: list[str]) -> str | None:
     """What a command line gives for an option; the last one counts, as for the parser."""
-    pairs = zip(args, [*args[1:], ""], strict=True)
     values = [
-        following if arg == option else arg.partition("=")[2]
-        for arg, following in pairs
+        after if arg == option else arg.partition("=")[2]
+        for arg, after in pairwise([*args, ""])
         if arg == option or arg.startswith(f"{option}=")
     ]
-    return values[-1] if values else None
+    return values[-1] or None if values else None

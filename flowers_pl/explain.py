@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from flowers_pl.classifier import FlowerClassifier
 from flowers_pl.decode import resize_photo
 from flowers_pl.errors import FlowersError
+from flowers_pl.figures import short_name
 from flowers_pl.heatmaps import BATCH, class_activation_maps, normalised, stand_in
 
 HEAT = "turbo"  # blue is cold and red is hot, as readers of heat maps expect; smoother than jet
@@ -134,28 +136,30 @@ def explanation_figure(explained: Explained, title: str = "", most: int = 5) -> 
     axes = figure.subplots(1, 4, width_ratios=[1, 1, 1, 0.9])
     _picture(axes[0], photo.permute(1, 2, 0).numpy(), f"photo ({width} x {height})")
     heat = axes[1].imshow(heat_at(explained.heat, height, width), cmap=HEAT, vmin=0, vmax=1)
-    axes[1].set(xticks=[], yticks=[], title=f"heat map for {explained.target}")
+    axes[1].set(xticks=[], yticks=[])
+    axes[1].set_title(f"heat map for\n{short_name(explained.target)}", fontsize=10)
     _picture(axes[2], overlay(photo, explained.heat), "overlay")
     label = "speaks for the class (1: the most in this photo)"
     figure.colorbar(heat, ax=axes[:3], location="bottom", shrink=0.4, aspect=40, label=label)
     _bars(axes[3], explained, most)
     truth = "" if explained.truth is None else f", truly {explained.truth}"
-    figure.suptitle(title or f"predicted {explained.predicted}{truth}")
+    figure.suptitle(short_name(title or f"predicted {explained.predicted}{truth}", 100))
     return figure
 
 
 def _picture(axes: Axes, pixels: np.ndarray, title: str, colour: str = "black") -> None:
     axes.imshow(pixels)
     axes.set(xticks=[], yticks=[])
-    axes.set_title(title, color=colour)
+    axes.set_title(title, color=colour, fontsize=10)
 
 
 def _bars(axes: Axes, explained: Explained, most: int) -> None:
     top = sorted(explained.probabilities.items(), key=lambda item: -item[1])[:most]
-    names = [name for name, _ in top]
+    names = [short_name(name) for name, _ in top]
     bars = axes.barh(range(len(top)), [share for _, share in top], color="tab:blue")
     axes.bar_label(bars, [f"{share:.1%}" for _, share in top], padding=3)
-    axes.set(xlim=(0, 1.3), xticks=[], yticks=range(len(top)), yticklabels=names, title="probability")
+    axes.set(xlim=(0, 1.3), xticks=[], yticks=range(len(top)), yticklabels=names)
+    axes.set_title("probability", fontsize=10)
     axes.invert_yaxis()
     axes.spines[["top", "right", "bottom"]].set_visible(False)
 
@@ -180,12 +184,13 @@ def grid_figure(
     for axes in grid.flat:
         axes.set_axis_off()
     for line, (name, some) in zip(grid, rows.items(), strict=False):
-        line[0].text(-0.04, 0.5, name, transform=line[0].transAxes, rotation=90, ha="right", va="center")
+        side = {"rotation": 90, "ha": "right", "va": "center", "multialignment": "center", "fontsize": 9}
+        line[0].text(-0.04, 0.5, fill(short_name(name), 18), transform=line[0].transAxes, **side)
         for axes, one in zip(line, some, strict=False):
             colour = "black" if one.truth is None else "firebrick" if _wrong(one) else "darkgreen"
-            label = f"{one.predicted} {one.probabilities[one.predicted]:.0%}"
+            label = f"{short_name(one.predicted)} {one.probabilities[one.predicted]:.0%}"
             _picture(axes, beside(one), f"wrong: {label}" if _wrong(one) else label, colour)
-    figure.suptitle(title or "Predictions and the heat maps behind them")
+    figure.suptitle(short_name(title, 100) or "Predictions and the heat maps behind them")
     return figure
 
 

@@ -32,7 +32,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _short(name: str, longest: int = LONGEST) -> str:
+def short_name(name: str, longest: int = LONGEST) -> str:
     """A name as matplotlib text: cut where it is long; a dollar sign in it would start a formula."""
     return (name if len(name) <= longest else name[: longest - 1] + "…").replace("$", r"\$")
 
@@ -98,7 +98,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], kind: str = "ph
         classes: names, in that order.
         kind: what is judged: "photos", or "drawings".
     """
-    support, names = matrix.sum(1), [_short(name) for name in classes]
+    support, names = matrix.sum(1), [short_name(name) for name in classes]
     shares = matrix / np.maximum(support, 1)[:, None]
     cell, size = next((cell, size) for most, cell, size in CELLS if len(classes) <= most)
     side, longest = cell * len(classes), 0.09 * max(map(len, names))
@@ -183,17 +183,20 @@ def misclassified(
         return figure
     columns = min(len(photos), 4)
     lines = -(-len(photos) // columns)
-    figure = _figure(max(3 * columns, 5), 3.5 * lines + 0.6)
+    figure = _figure(max(3 * columns, 5), 3.7 * lines + 0.6)
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes in grid.flat[len(photos) :]:
         axes.set_axis_off()
     each = zip(grid.flat, photos, truths, predictions, probabilities, strict=False)
     for place, (axes, photo, truth, predicted, share) in enumerate(each):
         _photo(axes, photo)
-        axes.set_title(f"truth: {_short(truth)}\npredicted: {_short(predicted, 22)}, {share:.1%}", fontsize=9)
+        names = f"truth: {short_name(truth)}\npredicted: {short_name(predicted)}"
+        axes.set_title(f"{names}\nprobability {share:.1%}", fontsize=9)
         if paths is not None:
             path = paths[place]
-            axes.set_xlabel(_short(path if len(path) <= 40 else "…" + path[-39:], 40), fontsize=8, color=GREY)
+            axes.set_xlabel(
+                short_name(path if len(path) <= 40 else "…" + path[-39:], 40), fontsize=8, color=GREY
+            )
     shown = f"{len(photos)} of {total}" if total is not None and total > len(photos) else str(len(photos))
     order = ", the most confident first" if len(photos) > 1 else ""
     figure.suptitle(f"Misclassified {kind}: {shown}{order}")

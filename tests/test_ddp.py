@@ -75,7 +75,7 @@ def test_any_number_of_processes_gives_the_same_run(tmp_path: Path, drawings: Pa
     for row, other in zip(*tables, strict=True):
         for name in set(row) - {"images_per_second"}:
             assert row[name] == pytest.approx(other[name], rel=1e-5), name  # metrics are float32
-    for picture in ("val/confusion_matrix", "val/misclassified", "best/confusion_matrix"):
+    for picture in ("val/confusion_matrix", "best/confusion_matrix", "best/misclassified"):
         sheets = [pictures(tmp_path / "checkpoints" / run, picture) for run in ("one", "several")]
         assert sheets[0] == sheets[1], picture
         assert len(sheets[0]) == (1 if picture.startswith("best") else 4)

@@ -252,10 +252,10 @@ def test_misclassified_photos(count: int) -> None:
         shown = axes.images[0].get_array()
         assert shown is not None
         assert (shown == 10 * number).all()
-        truth, predicted = axes.get_title().splitlines()
+        truth, predicted, probability = axes.get_title().splitlines()
         assert truth == f"truth: {_cut(truths[number])}"
-        assert predicted.startswith("predicted: " + predictions[number][:12])
-        assert predicted.endswith(f", {shares[number]:.1%}")
+        assert predicted == f"predicted: {_cut(predictions[number])}"
+        assert probability == f"probability {shares[number]:.1%}"
         assert axes.get_xlabel().endswith(f"{number:012d}_photo.jpg")
     title = f"Misclassified photos: {count}" + (", the most confident first" if count > 1 else "")
     assert title in [text.get_text() for text in texts]
