@@ -223,8 +223,8 @@ class FlowerClassifier(L.LightningModule):
     # ---------------------------------------------------------------- the fast way
 
     def part_network(self) -> None:
-        """Part the network into what is frozen and what is trained now, for the data module to compute the first
-        ahead; a model that is judged is frozen as a whole."""
+        """Part the network into what is frozen and what is trained now, for the data module to compute the
+        first ahead; a model that is judged is frozen as a whole."""
         dtype = COMPUTED_IN.get(str(self.trainer.precision))
         judged = self.trainer.state.fn != TrainerFn.FITTING
         if dtype is None:

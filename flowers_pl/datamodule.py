@@ -299,7 +299,7 @@ class FlowersDataModule(L.LightningDataModule):
         return getattr(module, "frozen", None)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment training photos and run the frozen part, on the device; on a CPU the loader did that ahead."""
+        """Augment training photos and run the frozen part, on the device; a CPU did that ahead."""
         return batch if self._on_cpu() else self._prepare(batch)
 
     def _prepare(self, batch: Batch) -> Batch:
