@@ -104,7 +104,8 @@ def _joined(under_way: deque[list[Future[Batch]]]) -> Batch:
 
 def _compute_alone(workers: ThreadPoolExecutor, threads: int) -> None:
     """Give each thread one core for its operations: the number is a thread's own, but a new thread starts
-    with the number set last. Where threads compete, the calling one goes first: all wait for it in the end."""
+    with the number set last. Where threads compete, the calling one goes first: all wait for it in the
+    end."""
     together = Barrier(threads)
 
     def alone() -> None:

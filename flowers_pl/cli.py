@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from flowers_pl.arguments import JUDGING, checkpoint_for, exported_for
+from flowers_pl.audit import audit
 from flowers_pl.board import LogGradCam, LogPredictions
 from flowers_pl.checkpointing import (
     BEST,
@@ -45,7 +46,7 @@ from flowers_pl.tracking import METRICS, DataFiles, EpochTable, Throughput
 from flowers_pl.weights import check_weights
 
 log = logging.getLogger("flowers_pl")
-OTHERS: dict[str, Callable[..., None]] = {"explain": explain, "export": export}
+OTHERS: dict[str, Callable[..., None]] = {"audit": audit, "explain": explain, "export": export}
 RUN_NAME = "FLOWERS_PL_RUN_NAME"  # hands the run's name on to the processes that Lightning starts
 
 
@@ -75,7 +76,7 @@ class OneLineParser(LightningArgumentParser):
 
 
 class FlowersCLI(LightningCLI):
-    """fit, validate, test, predict, explain and export.
+    """fit, validate, test, predict, audit, explain and export.
 
     `fit` has all settings. The others take the model's from its checkpoint, and the data's too, where the
     command line does not say otherwise.
@@ -210,7 +211,7 @@ class FlowersCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand in OTHERS:
-            OTHERS[subcommand](**{k: v for k, v in self.config[subcommand].items() if k != "config"})
+            OTHERS[subcommand](**self.parser.instantiate_classes(self.config)[subcommand])
         else:
             super()._run_subcommand(subcommand)
 

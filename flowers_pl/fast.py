@@ -1,8 +1,9 @@
 """The same function as `FlowerNet`, computed faster.
 
-What is frozen is a copy: batch norm folded into the convolutions, kept out of autograd, in the precision that
-is asked for, each convolution fused with the ReLU6 or the addition behind it (oneDNN, on a CPU). What is
-trained uses the network's own parameters, and folds their batch norm anew at each step, with gradients for all.
+What is frozen is a copy: batch norm folded into the convolutions, kept out of autograd, in the precision
+that is asked for, each convolution fused with the ReLU6 or the addition behind it (oneDNN, on a CPU).
+What is trained uses the network's own parameters, and folds their batch norm anew at each step, with
+gradients for all.
 """
 
 from __future__ import annotations

@@ -42,6 +42,22 @@ def files_below(root: Path) -> Iterator[str]:
                 yield (Path(folder) / name).relative_to(root).as_posix()
 
 
+def class_folders(root: str | os.PathLike[str], option: str = "--data.root") -> list[str]:
+    """Names of the folders directly below `root`, hidden ones passed over, sorted.
+
+    Raises:
+        FlowersError: `root` is no folder, or has no class folder.
+    """
+    if not os.path.isdir(root):
+        raise FlowersError(f"{option}: there is no folder {str(root)!r}; {LAYOUT}.")
+    classes = sorted(
+        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if not classes:
+        raise FlowersError(f"{option}: {str(root)!r} has no class folders; {LAYOUT}.")
+    return classes
+
+
 def list_photos(root: str | os.PathLike[str], option: str = "--data.root") -> list[Photo]:
     """All files in the class folders of `root`, sorted by path, whether they can be read or not.
 
@@ -56,13 +72,7 @@ def list_photos(root: str | os.PathLike[str], option: str = "--data.root") -> li
         FlowersError: `root` is no folder, has no class folder, or one of them is empty.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise FlowersError(f"{option}: there is no folder {str(root)!r}; {LAYOUT}.")
-    classes = sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
-    )
-    if not classes:
-        raise FlowersError(f"{option}: {str(root)!r} has no class folders; {LAYOUT}.")
+    classes = class_folders(root, option)
     photos = [Photo(f"{label}/{path}", label) for label in classes for path in files_below(root / label)]
     if empty := sorted(set(classes) - {photo.label for photo in photos}):
         raise FlowersError(
@@ -124,9 +134,21 @@ def list_pictures(where: str | os.PathLike[str]) -> tuple[Path, list[str]]:
     return where, paths
 
 
+def shown(name: str) -> str:
+    """A file's name as it may be shown: control characters, marks that turn the writing direction and bytes
+    that are no Unicode become escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name
+    )
+
+
 def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     """Write a table; names that are no Unicode keep their bytes (`surrogateescape`)."""
+    table = [[*row] for row in rows]
+    returns = any("\r" in str(cell) for row in table for cell in row)  # quoted from Python 3.13 on only
     with open(file, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
+        writer = csv.writer(
+            stream, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+        )
         writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows(table)

@@ -29,10 +29,10 @@ PLOTS = "plots"
 
 def settings_of(ckpt: Path) -> dict[str, Any]:
     """The data settings that a checkpoint was trained with, and the very split, where it still lies beside
-    it."""
+    it; that names the photos, so no list of others to leave out is needed."""
     data = dict(read_checkpoint(ckpt)[KEY]["data"])
     split = ckpt.parent / SPLIT
-    return data | ({"split": str(split)} if split.is_file() else {})
+    return data | ({"split": str(split), "exclude": None} if split.is_file() else {})
 
 
 def placed_of(ckpt: Path) -> list[Placed]:

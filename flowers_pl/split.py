@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,12 +157,13 @@ def write_split(file: Path, placed: Sequence[Placed]) -> None:
     write_csv(file, HEADER, placed)
 
 
-def read_split(file: Path, photos: Sequence[Photo]) -> list[Placed]:
+def read_split(file: Path, photos: Sequence[Photo], excluded: Container[str] = ()) -> list[Placed]:
     """Take back a list that a run wrote: its photos and no others.
 
     Args:
         file: CSV with the columns path, label, side ("train" or "val") and group.
         photos: those that can be read.
+        excluded: paths to pass over.
 
     Raises:
         FlowersError: the file is not there or not such a list, or names a photo that is not among `photos`.
@@ -175,7 +176,8 @@ def read_split(file: Path, photos: Sequence[Photo]) -> list[Placed]:
                     f"--data.split: {str(file)!r} has no column {sorted(missing)[0]!r}; use a run's"
                     " split.csv."
                 )
-            placed = sorted(Placed(**{name: row[name] or "" for name in HEADER}) for row in reader)
+            rows = [Placed(**{name: row[name] or "" for name in HEADER}) for row in reader]
+            placed = sorted(one for one in rows if one.path not in excluded)
     except (OSError, csv.Error, UnicodeError) as error:
         raise FlowersError(
             f"--data.split: {str(file)!r} cannot be read ({error}); give 'grouped', 'notebook', or a"

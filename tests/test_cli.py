@@ -304,7 +304,19 @@ def test_the_notebooks_split_and_a_list_are_taken(
     assert (
         Path("checkpoints/list/split.csv").read_text() == Path("checkpoints/notebook/split.csv").read_text()
     )
-    for run in ("notebook", "list"):
+    Path("clean.csv").write_text(f"path,reason\n{validating[0]},blurred\n")
+    assert main([*quick, "--data.exclude", "clean.csv", "--run_name", "clean"]) == 0
+    assert (inside / "checkpoints/clean/left_out.csv").read_text().splitlines()[1:] == [
+        f"{validating[0]},is on the list clean.csv: blurred"
+    ]
+    Path("clean.csv").unlink()  # the run's own split.csv tells what took part
+    capsys.readouterr()
+    assert main(["validate", "--ckpt_path", "checkpoints/clean/best.ckpt"]) == 0
+    with open("checkpoints/clean/split.csv", newline="") as stream:
+        sides = [row["side"] for row in csv.DictReader(stream)]
+    assert len(sides) == 49
+    assert f"{sides.count('val')} validation photos" in capsys.readouterr().out
+    for run in ("notebook", "list", "clean"):
         shutil.rmtree(inside / "checkpoints" / run)
 
 
