@@ -67,7 +67,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"flowers_pl: {error}", file=sys.stderr)
         return 1
     except Stopped as stop:
-        log.info("flowers_pl: %s.", stop)
+        log.info("flowers_pl: %s", stop)
         return int(stop.code or 0)
     except OSError as error:
         if error.errno not in FULL:
@@ -300,9 +300,8 @@ class FlowersCLI(LightningCLI):
         except RuntimeError as error:
             if not lost_contact(error):
                 raise
-            reason = str(error).strip().partition("\n")[0]
             raise FlowersError(
-                f"Another process of this run has ended ({reason}); {how_to_go_on(self._run)}"
+                f"Another process of this run has ended, so this one ends too; {how_to_go_on(self._run)}"
             ) from error
 
     def _fit(self, model: FlowerClassifier) -> None:

@@ -32,8 +32,9 @@ class RunSettings(SaveConfigCallback):
         """Not yet."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            file = Path(trainer.log_dir) / self.config_filename
+        folder = trainer.log_dir  # asked on all ranks: Lightning broadcasts it
+        if trainer.is_global_zero and folder is not None:
+            file = Path(folder) / self.config_filename
             file.parent.mkdir(parents=True, exist_ok=True)
             unfinished = file.with_name(f".{file.name}")
             self.parser.save(self.config, str(unfinished), skip_none=False, overwrite=True, multifile=False)

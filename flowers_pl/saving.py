@@ -51,12 +51,13 @@ class RunCheckpoints(Checkpoint):
         self.best_loss, self.best_epoch = state_dict["best_loss"], state_dict["best_epoch"]
 
     def path(self, trainer: L.Trainer, name: str) -> Path:
-        """Where a checkpoint of this run lies."""
+        """Where a checkpoint of this run lies; all ranks must ask, for Lightning broadcasts its log_dir."""
         return Path(self.folder or trainer.log_dir or trainer.default_root_dir) / name
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = self.path(trainer, LAST).parent
         if trainer.is_global_zero and stage == "fit":
-            remove_unfinished(self.path(trainer, LAST).parent)
+            remove_unfinished(folder)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.signals is not None:
@@ -94,7 +95,8 @@ class RunCheckpoints(Checkpoint):
             self.signals.wait_no_more(trainer)
         if self.best_epoch < 0 or _only_tried(trainer):
             return
-        best = read_checkpoint(self.path(trainer, BEST))["state_dict"] if trainer.is_global_zero else None
+        file = self.path(trainer, BEST)
+        best = read_checkpoint(file)["state_dict"] if trainer.is_global_zero else None
         pl_module.load_state_dict(trainer.strategy.broadcast(best or {}))
 
     # ---------------------------------------------------------------- an epoch that is not over
