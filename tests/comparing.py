@@ -8,12 +8,14 @@ from typing import Any
 import torch
 
 from flowers_pl.checkpointing import read_checkpoint
-from flowers_pl.tracking import read_table
+from flowers_pl.tracking import METRICS, read_table
 
 
 def assert_same_runs(one: Path, other: Path) -> None:
-    """Two runs' checkpoints hold the same weights, optimizer, stage, patience and progress, bit for bit; their
-    tables are the same; and nothing unfinished lies in the second one's folder."""
+    """Two runs' checkpoints hold the same weights, optimizer, stage, patience and progress, bit for bit.
+
+    Their tables are the same too, and nothing unfinished lies in the second one's folder.
+    """
     for name in ("best.ckpt", "last.ckpt"):
         first, second = (read_checkpoint(run / name) for run in (one, other))
         for part in ("epoch", "global_step", "state_dict", "optimizer_states", "callbacks", "flowers_pl"):
@@ -22,7 +24,8 @@ def assert_same_runs(one: Path, other: Path) -> None:
     tables = [read_table(run / "metrics.csv") for run in (one, other)]
     for row in (row for table in tables for row in table):
         row.pop("images_per_second", None)  # a time
-    assert tables[0] == tables[1]
+    differing = differences(tables[0], tables[1], METRICS)
+    assert not differing, differing
     assert not [file for file in other.iterdir() if file.name.startswith(".")]
 
 
@@ -42,4 +45,4 @@ def differences(one: Any, other: Any, where: str) -> list[str]:
             for at, pair in enumerate(zip(one, other, strict=True))
             for found in differences(*pair, f"{where}.{at}")
         ]
-    return [] if one == other else [where]
+    return [] if one == other else [f"{where}: {one}, {other}"]
