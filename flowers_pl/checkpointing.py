@@ -110,11 +110,15 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what a process left that was killed while it wrote a checkpoint into `folder`."""
-    for name in (BEST, LAST):
-        for unfinished in folder.glob(f".{name}-*"):
-            unfinished.unlink(missing_ok=True)
+def remove_leftovers(folder: Path) -> None:
+    """Remove what is no checkpoint of the run in `folder`, but could be taken for one.
+
+    That is what a process left that was killed while it wrote, and the copy of `last.ckpt` that Lightning
+    (2.6) writes when SLURM preempts it: it would load that instead of the model that it is given to judge.
+    """
+    for pattern in (f".{BEST}-*", f".{LAST}-*", "hpc_ckpt_*.ckpt"):
+        for file in folder.glob(pattern):
+            file.unlink(missing_ok=True)
 
 
 def newest_best(folder: str | os.PathLike[str] = "checkpoints") -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from flowers_pl.batches import Batch
-from flowers_pl.checkpointing import BEST, KEY, LAST, read_checkpoint, remove_unfinished
+from flowers_pl.checkpointing import BEST, KEY, LAST, read_checkpoint, remove_leftovers
 from flowers_pl.errors import FlowersError
 from flowers_pl.stopping import StopSignals
 
@@ -57,7 +57,7 @@ class RunCheckpoints(Checkpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = self.path(trainer, LAST).parent
         if trainer.is_global_zero and stage == "fit":
-            remove_unfinished(folder)
+            remove_leftovers(folder)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.signals is not None:
@@ -70,11 +70,10 @@ class RunCheckpoints(Checkpoint):
         whole = done % trainer.accumulate_grad_batches == 0
         if done >= trainer.num_training_batches or not whole or _only_tried(trainer):
             return
-        noted = set() if self.signals is None else self.signals.noted(trainer)
+        noted = self._noted(trainer)
         if noted or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             trainer.save_checkpoint(self.path(trainer, LAST))
-        if self.signals is not None:
-            self.signals.obey(noted, trainer)
+        self._obey(noted, trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or _only_tried(trainer):
@@ -85,8 +84,17 @@ class RunCheckpoints(Checkpoint):
         if better:
             trainer.save_checkpoint(self.path(trainer, BEST))
         trainer.save_checkpoint(self.path(trainer, LAST))
-        if self.signals is not None:
-            self.signals.obey(self.signals.noted(trainer), trainer)
+        self._obey(self._noted(trainer), trainer)
+
+    def _noted(self, trainer: L.Trainer) -> set[int]:
+        return set() if self.signals is None else self.signals.noted(trainer)
+
+    def _obey(self, noted: set[int], trainer: L.Trainer) -> None:
+        folder = self.path(trainer, LAST).parent
+        if self.signals is not None and noted:
+            self.signals.obey(noted, trainer)
+            if trainer.is_global_zero:
+                remove_leftovers(folder)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give the module the best weights, read on one rank and handed to the others: Lightning leaves it
