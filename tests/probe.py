@@ -1,4 +1,4 @@
-"""A callback that ranks are watched with, and killed; `--trainer.callbacks` takes it with tests/ on the path."""
+"""A callback that watches ranks, and kills one; `--trainer.callbacks` takes it with tests/ on the path."""
 
 from __future__ import annotations
 

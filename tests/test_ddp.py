@@ -24,7 +24,7 @@ HERE = str(Path(__file__).parent)
 
 
 def write_settings(home: Path, drawings: Path, **changed: Any) -> None:
-    """Two stages of two epochs, in small.yaml; with 5 validation photos and 45 to train on, shares are uneven."""
+    """Two stages of two epochs, in small.yaml; 5 photos to validate with and 45 to train on: uneven shares."""
     settings = {
         "data": {
             "root": str(drawings),
