@@ -59,10 +59,7 @@ def join(parts: Sequence[Batch]) -> Batch:
         return None if getattr(first, name) is None else torch.cat([getattr(part, name) for part in parts])
 
     return first._replace(
-        **{
-            name: all_of(name)
-            for name in ("photos", "labels", "rows", "draws", "keys", "weights", "features")
-        },
+        **{name: all_of(name) for name in ("photos", "labels", "rows", "draws", "keys", "weights", "features")},
         unreadable=[one for part in parts for one in part.unreadable],
     )
 

@@ -56,19 +56,13 @@ def conv_norms(backbone: nn.Sequential) -> list[ConvNorm]:
     found: list[ConvNorm] = []
     for block in backbone:
         parts = list(block.conv) if isinstance(block, InvertedResidual) else [block]
-        flat = [
-            step
-            for part in parts
-            for step in (part.children() if isinstance(part, nn.Sequential) else [part])
-        ]
+        flat = [step for part in parts for step in (part.children() if isinstance(part, nn.Sequential) else [part])]
         residual = isinstance(block, InvertedResidual) and block.use_res_connect
         convs = [place for place, step in enumerate(flat) if isinstance(step, nn.Conv2d)]
         for place in convs:
             relu = place + 2 < len(flat) and isinstance(flat[place + 2], nn.ReLU6)
             last = place == convs[-1]
-            found.append(
-                ConvNorm(flat[place], flat[place + 1], relu, place == 0, residual and last, residual)
-            )
+            found.append(ConvNorm(flat[place], flat[place + 1], relu, place == 0, residual and last, residual))
     return found
 
 
@@ -88,10 +82,7 @@ class Cut:
 def find_cut(layers: list[ConvNorm]) -> Cut:
     """The longest frozen start of the backbone that leaves no residual connection open."""
     for place, one in enumerate(layers):
-        conv, norm = (
-            one.conv.weight.requires_grad,
-            one.norm.weight.requires_grad or one.norm.bias.requires_grad,
-        )
+        conv, norm = one.conv.weight.requires_grad, one.norm.weight.requires_grad or one.norm.bias.requires_grad
         if conv or norm:
             if one.residual:
                 while not layers[place].opens:
@@ -119,10 +110,8 @@ class FrozenPart:
         self.device = network.mean.device
         std = 255 * network.std.to(torch.float64)
         middle = (255 * network.mean.to(torch.float64)).expand(3, size, size)
-        self._middle = (
-            middle[None]
-            .to(torch.float64 if dtype == torch.float64 else torch.float32)
-            .contiguous(memory_format=torch.channels_last)
+        self._middle = middle[None].to(torch.float64 if dtype == torch.float64 else torch.float32).contiguous(
+            memory_format=torch.channels_last
         )
         self._std = std.to(self._middle.dtype)
         with torch.no_grad():
@@ -152,10 +141,7 @@ class FrozenPart:
                 raise RuntimeError(f"off by {off:.2g}")
             self._large = self._count_large(size)
         except (RuntimeError, AttributeError, TypeError, NotImplementedError) as reason:
-            log.info(
-                "Convolutions are not fused on this machine (%s): slower, but right.",
-                str(reason).split("\n")[0],
-            )
+            log.info("Convolutions are not fused on this machine (%s): slower, but right.", str(reason).split("\n")[0])
             for conv, (weight, as_it_was) in zip(self._convs, plain, strict=True):
                 conv.weight, conv.plain = weight, as_it_was
 
@@ -234,13 +220,7 @@ def _geometry(conv: nn.Conv2d) -> tuple[list[int], list[int], int]:
 
 
 def fused_conv(
-    maps: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    groups: int,
-    relu: bool,
+    maps: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], groups: int, relu: bool
 ) -> Tensor:
     """A convolution and, if `relu`, a ReLU6, in one pass of oneDNN; the operator that torch.compile's frozen
     graphs use on a CPU."""
@@ -294,9 +274,7 @@ class TrainedPart:
                 ).to(self.dtype)  # fmt: skip
                 maps = F.relu6(maps) if one.relu else maps
             else:
-                maps = _ConvNormRelu.apply(
-                    maps, one.conv.weight, one.norm.weight, one.norm.bias, one, self.fused
-                )
+                maps = _ConvNormRelu.apply(maps, one.conv.weight, one.norm.weight, one.norm.bias, one, self.fused)
             if one.adds:
                 maps = maps + block
         return maps

@@ -129,8 +129,9 @@ class RunCheckpoints(Checkpoint):
             return
         if middle["batches"] != _batches(trainer):
             raise FlowersError(
-                "--ckpt_path: this checkpoint was saved inside an epoch, whose photos, --data.batch_size and"
-                " --seed_everything must then stay as they were; put them back, or resume from best.ckpt."
+                "--ckpt_path: this checkpoint was saved inside an epoch, whose photos, --data.batch_size,"
+                " --data.balance and --seed_everything must stay as they were; put them back, or resume from"
+                " best.ckpt."
             )
         for name, metric in _metrics(pl_module).items():
             for state, value in middle["figures"].get(name, {}).items():
@@ -159,10 +160,15 @@ def _metrics(module: nn.Module) -> dict[str, Metric]:
     return {name: one for name, one in module.named_modules() if isinstance(one, Metric)}
 
 
-def _batches(trainer: L.Trainer) -> dict[str, int]:
+def _batches(trainer: L.Trainer) -> dict[str, int | str]:
     """What decides which photos stand in which batch of an epoch."""
     data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it; its annotations do not know
-    return {"photos": len(data.train_photos), "batch_size": data.batch_size, "seed": data.seed}
+    return {
+        "photos": len(data.train_photos),
+        "batch_size": data.batch_size,
+        "seed": data.seed,
+        "balance": data.balance,
+    }
 
 
 def _only_tried(trainer: L.Trainer) -> bool:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from probe import FIRST_STEPS
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowers_pl.checkpointing import read_checkpoint
 from flowers_pl.tracking import read_table
@@ -24,7 +25,7 @@ HERE = str(Path(__file__).parent)
 
 
 def write_settings(home: Path, drawings: Path, **changed: Any) -> None:
-    """Two stages of two epochs, in small.yaml; 5 photos to validate with and 45 to train on: uneven shares."""
+    """Two stages of two epochs, in small.yaml; 5 photos validate and 45 train, in uneven shares."""
     settings = {
         "data": {
             "root": str(drawings),
@@ -98,6 +99,12 @@ def figures(run: Path) -> list[dict[str, float]]:
     return [{name: row[name] for name in sorted(set(row) - {"images_per_second"})} for row in rows]
 
 
+def pictures(run: Path, name: str) -> list[bytes]:
+    """What TensorBoard has of a picture: a PNG for each time it was drawn."""
+    events = EventAccumulator(str(run), {"images": 0}).Reload()
+    return [image.encoded_image_string for image in events.Images(name)]
+
+
 @pytest.mark.parametrize(("devices", "batch_size"), [(2, 4), (3, 6)])
 def test_any_number_of_processes_gives_the_same_run(
     tmp_path: Path, drawings: Path, devices: int, batch_size: int
@@ -116,6 +123,10 @@ def test_any_number_of_processes_gives_the_same_run(
     assert difference < 1e-10
     for row, other in zip(figures(one), figures(several), strict=True):
         assert row == pytest.approx(other, rel=1e-5)  # metrics are float32
+    for picture in ("val/confusion_matrix", "val/misclassified", "best/confusion_matrix"):
+        sheets = [pictures(run, picture) for run in (one, several)]
+        assert sheets[0] == sheets[1], picture
+        assert len(sheets[0]) == (1 if picture.startswith("best") else 4)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 

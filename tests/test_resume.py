@@ -117,7 +117,7 @@ def test_a_resume_that_cannot_be_is_refused(
     shutil.copytree(drawings, home / "fewer", ignore=shutil.ignore_patterns("tulip"))
     kept = {file.name: file.read_bytes() for file in middle.iterdir() if file.suffix in (".ckpt", ".yaml")}
     for args, message in (
-        (["--data.batch_size", "10"], "saved inside an epoch, whose photos, --data.batch_size and"),
+        (["--data.batch_size", "10"], "saved inside an epoch, whose photos, --data.batch_size,"),
         (["--seed_everything", "1"], "saved inside an epoch"),
         (["--data.root", "fewer"], "trained with classes"),
     ):
