@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from lightning import Trainer
+from lightning.fabric.strategies.launchers import subprocess_script as launcher
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -426,6 +427,7 @@ def _quieten() -> None:
     log.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.ERROR)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger(launcher.__name__).setLevel(logging.INFO)  # tells that a process it launched has died
     for message in (
         r".*LightningCLI's args parameter is intended.*",
         r".*does not have many workers.*",
