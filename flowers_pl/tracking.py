@@ -108,7 +108,8 @@ class Throughput(L.Callback):
 class DataFiles(L.Callback):
     """Writes beside the run which photos were on which side, and which were left out, and why.
 
-    Several machines must have the same photos, or each would train on others than the order of photos says.
+    Several machines must have the same photos, or each would train on others than the order of photos says, and
+    resume the same checkpoint, or one of them would start anew.
 
     Args:
         folder: of the run.
@@ -124,6 +125,11 @@ class DataFiles(L.Callback):
             raise FlowersError(
                 f"--data.root: the photos in {str(data.root)!r}, or their split, are not the same on all"
                 " machines of this run; copy the folder anew."
+            )
+        if not all_alike(trainer, f"{trainer.ckpt_path is None} {getattr(pl_module, 'stage', None)}"):
+            raise FlowersError(
+                "--ckpt_path: the machines of this run do not have the same checkpoint; copy the run's folder"
+                f" {str(self.folder)!r} from the first one to the others."
             )
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)

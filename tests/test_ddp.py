@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from flowers_pl.checkpointing import read_checkpoint
 from flowers_pl.tracking import read_table
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 HERE = str(Path(__file__).parent)
 
 
@@ -66,7 +66,7 @@ def start(
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Its exit code and what it printed."""
     try:
-        said, _ = process.communicate(timeout=280)
+        said, _ = process.communicate(timeout=600)
     except subprocess.TimeoutExpired:
         process.kill()
         raise
@@ -189,7 +189,6 @@ def assert_same(one: Path, other: Path) -> None:
     assert figures(one) == figures(other)
 
 
-@pytest.mark.timeout(900)
 def test_a_run_of_two_ranks_is_stopped_loses_each_rank_and_goes_on(
     machines: list[Path], tmp_path: Path, drawings: Path
 ) -> None:
