@@ -108,8 +108,8 @@ class Throughput(L.Callback):
 class DataFiles(L.Callback):
     """Writes beside the run which photos were on which side, and which were left out, and why.
 
-    Several machines must have the same photos, or each would train on others than the order of photos says, and
-    resume the same checkpoint, or one of them would start anew.
+    Several machines must have the same photos, or each would train on others than the order of photos says;
+    and resume the same checkpoint, or one of them would start anew.
 
     Args:
         folder: of the run.
