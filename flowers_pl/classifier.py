@@ -234,10 +234,10 @@ class FlowerClassifier(L.LightningModule):
             self._trained = TrainedPart(self.network, self.frozen)
 
     def on_train_epoch_start(self) -> None:
-        """A callback may have begun another stage."""
+        """A callback may have begun another stage; a run that is resumed inside an epoch only starts to train."""
         self.part_network()
 
-    on_validation_epoch_start = on_predict_epoch_start = on_train_epoch_start
+    on_train_start = on_validation_epoch_start = on_predict_epoch_start = on_train_epoch_start
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As in `nn.Module`; what was computed from other weights is forgotten."""

@@ -242,8 +242,21 @@ class FlowersDataModule(L.LightningDataModule):
 
     # ---------------------------------------------------------------- batches
 
+    def check_ranks(self, ranks: int) -> None:
+        """Refuse a number of devices that a batch cannot be divided among evenly.
+
+        Raises:
+            FlowersError: `batch_size` is no multiple of it.
+        """
+        if self.batch_size % ranks:
+            raise FlowersError(
+                f"--data.batch_size {self.batch_size} cannot be divided among {ranks} devices; give a"
+                f" multiple of {ranks}."
+            )
+
     def train_dataloader(self) -> AheadLoader:
         """Shuffled and augmented anew each epoch."""
+        self.check_ranks(self.trainer.world_size if self.trainer is not None else 1)
         return self._loader(self.train_photos, self.batch_size, shuffled=True)
 
     def val_dataloader(self) -> AheadLoader:

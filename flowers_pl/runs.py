@@ -22,6 +22,8 @@ from flowers_pl.tracking import METRICS, SPLIT, read_table
 
 RUNS = Path("checkpoints")
 PLOTS = "plots"
+CURVES = f"{PLOTS}/training_curves.png"
+CARD = "MODEL_CARD.md"
 
 
 # ---------------------------------------------------------------- facts
@@ -76,7 +78,7 @@ def show_pictures(folder: Path) -> None:
 
 def draw_curves(run: Path, best_epoch: int) -> None:
     """`plots/training_curves.png` of a run, from its metrics.csv."""
-    save(figures.training_curves(read_table(run / METRICS), best_epoch), run / PLOTS / "training_curves.png")
+    save(figures.training_curves(read_table(run / METRICS), best_epoch), run / CURVES)
     show_pictures(run / PLOTS)
 
 

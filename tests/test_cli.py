@@ -31,6 +31,7 @@ SMALL = {
     "unfreeze": {"head_epochs": 1, "top_epochs": 2},
     "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
 }
+TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
 
 @pytest.fixture(scope="module")
@@ -348,6 +349,8 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["fit", "--unfreeze.layers", "many"], "unfreeze.layers"),
         (["fit", "--unfreeze.layers", "200"], "--unfreeze.layers must be 'all' or from 1 to 154"),
         (["fit", "--model.dropout", "1"], "--model.dropout"),
+        (["fit", "--save_every_n_steps", "0"], "--save_every_n_steps must be at least 1"),
+        (["fit", *TWO, "--data.batch_size", "9"], "--data.batch_size 9 cannot be divided among 2 devices"),
         (["fit", "--model.weights", "nowhere.pth"], "--model.weights: there is no file 'nowhere.pth'"),
         (["fit", "--data.augmentation.zoom", "2"], "zoom"),
         (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
