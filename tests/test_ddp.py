@@ -34,7 +34,7 @@ def write_settings(home: Path, drawings: Path, **changed: Any) -> None:
             "val_fraction": 0.1,
             "workers": 0,
         },
-        "model": {"weights": None, "top_lr": 1e-3},
+        "model": {"weights": None},
         "unfreeze": {"head_epochs": 2, "top_epochs": 2},
         "export": "none",
         "trainer": {
