@@ -65,7 +65,13 @@ def real_weights() -> Path:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Nets this small are slower on more threads, and threads of several tests at once fight."""
+    """A test may have changed it."""
+    torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Nets this small are slower on more threads, threads of several tests at once fight, and sums differ in the
+    last bit with the number of threads."""
     torch.set_num_threads(1)
 
 
