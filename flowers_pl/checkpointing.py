@@ -156,6 +156,13 @@ class RunCheckpoints(Checkpoint):
         best = read_checkpoint(self.path(trainer, BEST))["state_dict"] if trainer.is_global_zero else None
         pl_module.load_state_dict(trainer.strategy.broadcast(best or {}))
 
+    def add_to_best(self, trainer: L.Trainer, part: dict[str, Any]) -> None:
+        """Write `best.ckpt` again with more in our own part of it; called on one rank."""
+        path = self.path(trainer, BEST)
+        checkpoint = read_checkpoint(path)
+        checkpoint[KEY] |= part
+        AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+
 
 def _only_tried(trainer: L.Trainer) -> bool:
     """Whether this is a `fast_dev_run`, which must not write over a run's checkpoints."""

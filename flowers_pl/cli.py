@@ -38,6 +38,7 @@ from flowers_pl.commands import (
 from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.errors import FlowersError
 from flowers_pl.finetune import StageEarlyStopping, UnfreezeTopLayers
+from flowers_pl.photos import printable
 from flowers_pl.predictions import prediction_rows, prediction_table, write_predictions
 from flowers_pl.report import judge
 from flowers_pl.runs import RUNS, draw_curves, draw_report, settings_of
@@ -301,7 +302,7 @@ class FlowersCLI(LightningCLI):
         rows = prediction_rows(model.tested, [photo.path for photo in data.judged], model.classes)
         for row in rows:
             if row.error:
-                log.warning("Left out: %s %s.", row.path, row.error)
+                log.warning("Left out: %s (%s).", printable(row.path), row.error)
         judged = [(photo, row) for photo, row in zip(data.judged, rows, strict=True) if not row.error]
         report = judge(
             np.array([row.probabilities for _, row in judged]),

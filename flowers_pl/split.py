@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flowers_pl.errors import FlowersError
-from flowers_pl.photos import LeftOut, Photo, write_csv
+from flowers_pl.photos import LeftOut, Photo, read_csv, write_csv
 
 TRAIN, VAL = "train", "val"
 HEADER = ("path", "label", "side", "group")
@@ -168,14 +168,12 @@ def read_split(file: Path, photos: Sequence[Photo]) -> list[Placed]:
         FlowersError: the file is not there or not such a list, or names a photo that is not among `photos`.
     """
     try:
-        with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            reader = csv.DictReader(stream)
-            if missing := set(HEADER) - set(reader.fieldnames or ()):
-                raise FlowersError(
-                    f"--data.split: {str(file)!r} has no column {sorted(missing)[0]!r}; use a run's"
-                    " split.csv."
-                )
-            placed = sorted(Placed(**{name: row[name] or "" for name in HEADER}) for row in reader)
+        rows = list(read_csv(file))
+        if missing := set(HEADER) - {name for row in rows for name in row}:
+            raise FlowersError(
+                f"--data.split: {str(file)!r} has no column {sorted(missing)[0]!r}; use a run's split.csv."
+            )
+        placed = sorted(Placed(*(row[name] for name in HEADER)) for row in rows)
     except (OSError, csv.Error, UnicodeError) as error:
         raise FlowersError(
             f"--data.split: {str(file)!r} cannot be read ({error}); give 'grouped', 'notebook', or a"
