@@ -369,11 +369,11 @@ class FlowerClassifier(L.LightningModule):
 
     @torch.inference_mode()
     def _features(self, photos: CachedPhotos, places: np.ndarray) -> Tensor:
-        """Pooled features of photos as they are, not augmented, float (N, C), computed as they are predicted."""
+        """Pooled features, float32 (N, C), of photos that are not augmented, computed as in `predict`."""
         dtype = COMPUTED_IN.get(str(self.trainer.precision)) if self._trainer is not None else None
-        pooled = (
-            self.network.features if dtype is None else FrozenPart(self.network, dtype, self.image_size, True)
-        )
+        pooled = self.network.features
+        if dtype is not None:
+            pooled = FrozenPart(self.network, dtype, self.image_size, whole=True)  # type: ignore[assignment]
         parts = (places[start : start + CHUNK] for start in range(0, len(places), CHUNK))
         return torch.cat([pooled(photos.read(part).to(self.device)).float() for part in parts])
 

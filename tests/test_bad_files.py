@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from test_decode import app1, encoded, png
 
 from flowers_pl.cli import main
+from flowers_pl.decode import read_photo
 from flowers_pl.drawn import KINDS, draw_flower
 from flowers_pl.photos import read_csv
-from tests.test_decode import app1, encoded, png
 
 ROOT = Path(__file__).parents[1]
 WORKER = Path(__file__).with_name("bad_files_worker.py")
@@ -72,7 +73,7 @@ READABLE: dict[str, bytes] = {
     "Röschen 薔薇 🌹.jpg": jpeg(911),
     "with\nnewline and\ttab.jpg": jpeg(912),
     "=1+1.jpg": jpeg(913),
-    "'quoted, \"twice\".jpg": jpeg(914),
+    '\'quoted, "twice".jpg': jpeg(914),
     os.fsdecode(b"latin-1 \xe9.jpg"): jpeg(915),
     "with\x1b[31m escape.jpg": jpeg(916),
 }
@@ -97,13 +98,15 @@ REASONS = {name: reason for name, (_, reason) in UNREADABLE.items()} | ODD
 
 
 class Done(NamedTuple):
-    """What the worker left: the working folder, what it said, its exit codes and its peak of memory."""
+    """What the worker left: the working folder, what it said on the screen, and what it told.
+
+    `told` has the exit "codes", the "peak" of memory in MiB, and which photos "vanished" and "changed".
+    """
 
     home: Path
     out: str
     err: str
-    codes: dict[str, int]
-    peak: float
+    told: dict[str, Any]
 
 
 def fill(folder: Path) -> None:
@@ -141,21 +144,19 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     )  # fmt: skip
     (home / "set" / "rose" / "closed").chmod(0o700)
     assert process.returncode == 0, process.stderr[-3000:]
-    told: dict[str, Any] = json.loads((home / "told.json").read_text())
-    return Done(home, process.stdout, process.stderr, told["codes"], told["peak"])
+    return Done(home, process.stdout, process.stderr, json.loads((home / "told.json").read_text()))
 
 
 def test_all_three_commands_end_well_and_take_little_memory(done: Done) -> None:
-    assert done.codes == {"fit": 0, "test": 0, "predict": 0}
+    assert done.told["codes"] == {"fit": 0, "test": 0, "predict": 0}
     assert "Traceback" not in done.err
     assert "\x1b[31m" not in done.out + done.err  # a name cannot speak to the terminal
-    assert done.peak < MOST_MEMORY
+    assert done.told["peak"] < MOST_MEMORY
 
 
 def test_fit_trains_on_what_can_be_read_and_names_the_rest(done: Done) -> None:
     run = done.home / "checkpoints" / "bad"
     placed = {row["path"] for row in read_csv(run / "split.csv")}
-    # "changes" and "vanishes" did so while the run trained; it knew them already
     good = {f"{kind}/{number}.png" for kind in KINDS for number in range(3)}
     assert placed == good | {f"rose/{name}" for name in READABLE}
     left_out = {row["path"]: row["reason"] for row in read_csv(run / "left_out.csv")}
@@ -166,16 +167,16 @@ def test_fit_trains_on_what_can_be_read_and_names_the_rest(done: Done) -> None:
 
 
 def test_photos_that_vanish_or_change_while_training_do_not_stop_it(done: Done) -> None:
-    told = json.loads((done.home / "told.json").read_text())
-    assert not (done.home / told["vanished"]).exists()
-    assert (done.home / told["changed"]).read_bytes() == b"changed"
-    assert told["vanished"].removeprefix("set/") in done.err  # the exported model could not be checked on it
+    assert not (done.home / done.told["vanished"]).exists()
+    assert (done.home / done.told["changed"]).read_bytes() == b"changed"
+    for name in ("vanished", "changed"):  # the final model could not be checked on them
+        assert f"Left out: {done.told[name].removeprefix('set/')} (" in done.err
     assert (done.home / "checkpoints" / "bad" / "final.pt2").is_file()
 
 
 def test_test_judges_what_can_be_read_and_names_the_rest(done: Done) -> None:
     report = json.loads((done.home / "checkpoints" / "bad" / "test.json").read_text())
-    assert report["photos"] == 5 * 3 + len(READABLE)
+    assert report["photos"] == 5 * 3 - 2 + len(READABLE)  # one vanished, one changed
     rows = {row["path"]: row for row in read_csv(done.home / "tested.csv")}
     for name, reason in REASONS.items():
         assert reason in rows[f"rose/{name}"]["error"], name
@@ -242,14 +243,15 @@ def test_unreadable_photos_can_be_an_error(inside: Path, capsys: pytest.CaptureF
     assert main(strict) == 0
 
 
-def test_a_class_that_falls_empty_is_an_error(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_that_falls_empty_is_an_error(
+    inside: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.rmtree(inside / "tulip")
     (inside / "tulip").mkdir()
     (inside / "tulip" / "torn.jpg").write_bytes(jpeg(1)[:500])
     assert main([*FIT, "--data.root", "set"]) == 1
-    said = capsys.readouterr().err
-    assert "tulip/torn.jpg (truncated" in said
-    assert "class 'tulip' in 'set' has 0 usable photos" in said.splitlines()[-1]
+    assert "Left out: tulip/torn.jpg (truncated" in caplog.text
+    assert "class 'tulip' in 'set' has 0 usable photos" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_folder_of_nothing_readable(inside: Path, done: Done, capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,8 +281,6 @@ def test_odd_class_folders_are_named(
 
 def test_a_progressive_jpeg_of_many_scans_is_not_decoded(tmp_path: Path) -> None:
     """But one of ten is, whatever stands in its other segments."""
-    from flowers_pl.decode import read_photo
-
     usual = encoded(PHOTO, "JPEG", progressive=True)
     file = tmp_path / "usual.jpg"
     file.write_bytes(usual[:2] + app1(b"\xff\xda" * 50) + usual[2:])
