@@ -5,9 +5,9 @@ They are read in processes of their own, so that a crash of a decoder is seen, a
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import random
+import signal
 import subprocess
 import sys
 from io import BytesIO
@@ -21,7 +21,7 @@ from flowers_pl.decode import UnreadablePhoto, load_photo, read_photo
 from flowers_pl.drawn import KINDS, draw_flower
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 20  # seconds for one picture, on a busy machine too: then it hangs
+PATIENCE = 30  # seconds of computing for one picture: then it hangs, and is ended
 EACH = 600  # mutations a seed
 
 
@@ -94,13 +94,13 @@ def size_told(data: bytes) -> tuple[int, int]:
 
 
 def work(seed: int, file: Path) -> None:
-    """Read one seed's pictures; say which is being read, so that a crash has a name, and what came of them."""
+    """Read one seed's pictures; say which is being read, so that a crash has a name, and what came of it."""
     draw, given, read, refused = random.Random(seed), sources(), 0, 0
     for number in range(EACH):
         data = mutate(draw.choice(given), draw, given)
         file.write_bytes(data)
         print(f"seed {seed} picture {number}", flush=True)
-        faulthandler.dump_traceback_later(PATIENCE, exit=True)
+        signal.setitimer(signal.ITIMER_PROF, PATIENCE)
         try:
             photo = read_photo(file)
         except UnreadablePhoto as error:
@@ -113,7 +113,7 @@ def work(seed: int, file: Path) -> None:
             read += 1
         assert reason.strip(), "lost without a reason"
         assert "\n" not in reason
-    faulthandler.cancel_dump_traceback_later()
+    signal.setitimer(signal.ITIMER_PROF, 0)
     print(f"{read} read, {refused} refused")
 
 
