@@ -239,7 +239,7 @@ def test_predict_takes_an_exported_model(
     assert len(table) == len(other) == 19
     near = 0.2 if kind == "int8" else 1e-3
     for row, found in zip(table, other, strict=True):
-        assert [name for name in row if name not in ("unlike", "unknown")] == list(found)  # a file has no score
+        assert [name for name in row if name not in ("unlike", "unknown")] == list(found)
         assert (row["path"], row["error"]) == (found["path"], found["error"])
         shares = [[float(one[name] or "nan") for name in KINDS] for one in (row, found)]
         assert shares[0] == pytest.approx(shares[1], abs=near, nan_ok=True)
