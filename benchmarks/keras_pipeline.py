@@ -1,7 +1,7 @@
 """The original notebook's training in Keras, timed: its model, augmentation, batches, optimizers and epochs.
 
-It needs an environment with tensorflow-cpu, scipy and pillow, not flowers_pl's. The backbone starts from random
-values: that changes no time, and needs no download. Prints one JSON line.
+It needs an environment with tensorflow-cpu, scipy and pillow, not flowers_pl's. The backbone starts from
+random values: that changes no time, and needs no download. Prints one JSON line.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Fine-tuning as torchvision's references write it: a loop, and a DataLoader that decodes and augments anew.
 
-The network, recipe and sizes are the Keras notebook's; float32, batch norm in evaluation mode. Prints one JSON
-line.
+The network, recipe and sizes are the Keras notebook's; float32, batch norm in evaluation mode. Prints one
+JSON line.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ class Watched:
 
     Args:
         seconds: from start to end.
-        peak: bytes of memory at most, of all its processes, less what is backed by files; 0 where the system does
-            not tell.
+        peak: bytes of memory at most, of all its processes, less what is backed by files; 0 where the system
+            does not tell.
         output: what it printed.
     """
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flowers_pl.augment import Augmentation
-    from flowers_pl.checkpointing import AtomicCheckpointIO, RunCheckpoints
+    from flowers_pl.checkpointing import AtomicCheckpointIO
     from flowers_pl.classifier import FlowerClassifier
     from flowers_pl.cli import main
     from flowers_pl.datamodule import FlowersDataModule
@@ -25,7 +25,7 @@ _HOMES = {
     "FlowerNet": "mobilenet",
     "FlowersDataModule": "datamodule",
     "FlowersError": "errors",
-    "RunCheckpoints": "checkpointing",
+    "RunCheckpoints": "saving",
     "StageEarlyStopping": "finetune",
     "UnfreezeTopLayers": "finetune",
     "draw_flower": "drawn",

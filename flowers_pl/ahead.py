@@ -1,9 +1,10 @@
 """A loader that prepares batches ahead: reading, decoding, augmenting and the frozen part of the network, on
 threads.
 
-Each thread computes alone, on a part of a batch, while the main thread trains on the batch before. On two cores
-that is faster than both cores working on each operation in turn: no thread waits for another at every operation,
-and a part's maps fit a core's cache (benchmarks/README.md). What a batch holds does not depend on the threads.
+Each thread computes alone, on a part of a batch, while the main thread trains on the batch before. On two
+cores that is faster than both cores working on each operation in turn: no thread waits for another at every
+operation, and a part's maps fit a core's cache (benchmarks/README.md). What a batch holds does not depend on
+the threads.
 """
 
 from __future__ import annotations
@@ -102,8 +103,9 @@ def _joined(under_way: deque[list[Future[Batch]]]) -> Batch:
 
 
 def _compute_alone(workers: ThreadPoolExecutor, threads: int) -> None:
-    """Give each thread one core for its operations: the number is a thread's own, but a new thread starts with
-    the number set last. Where threads compete, the calling one goes first: all wait for it in the end."""
+    """Give each thread one core for its operations: the number is a thread's own, but a new thread starts
+    with the number set last. Where threads compete, the calling one goes first: all wait for it in the
+    end."""
     together = Barrier(threads)
 
     def alone() -> None:

@@ -1,10 +1,10 @@
 """The training augmentation: one draw per photo, a function of (seed, epoch, photo) alone.
 
-Keras's `ImageDataGenerator` as the original notebook set it, with the brightness that the notebook left out.
-torchvision's v2 transforms draw one set of parameters for a whole batch (pytorch/vision#8484). Here each photo has
-a matrix of its own: on a CPU OpenCV warps one after the other, which is four times faster there than torch's
-`grid_sample`; elsewhere `grid_sample` warps the batch. Both repeat the edge, which is Keras's
-`fill_mode="nearest"`.
+Keras's `ImageDataGenerator` as the original notebook set it, with the brightness that the notebook left
+out. torchvision's v2 transforms draw one set of parameters for a whole batch (pytorch/vision#8484). Here
+each photo has a matrix of its own: on a CPU OpenCV warps one after the other, which is four times faster
+there than torch's `grid_sample`; elsewhere `grid_sample` warps the batch. Both repeat the edge, which is
+Keras's `fill_mode="nearest"`.
 """
 
 from __future__ import annotations

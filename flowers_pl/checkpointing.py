@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
 
 from flowers_pl.errors import FlowersError
 
-log = logging.getLogger(__name__)
 KEY = "flowers_pl"  # of our own part of a checkpoint
 BEST, LAST = "best.ckpt", "last.ckpt"
 
@@ -31,7 +27,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FlowersError(
-            f"--ckpt_path: there is no checkpoint {str(path)!r}; give the path of a best.ckpt or last.ckpt."
+            f"--ckpt_path: there is no checkpoint {str(path)!r}; give the path of a best.ckpt or last.ckpt,"
+            " or start the run anew without --ckpt_path."
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -113,60 +110,22 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-class RunCheckpoints(Checkpoint):
-    """Keeps the best and the last state of a run: `best.ckpt` and `last.ckpt`.
+def remove_leftovers(folder: Path) -> None:
+    """Remove what is no checkpoint of the run in `folder`, but could be taken for one.
 
-    Best is the lowest validation loss of the whole run, over both stages. Both are written at the end of
-    validation, a moment from which Lightning resumes exactly.
-
-    Args:
-        folder: of the run; None for the trainer's log_dir.
+    That is what a process left that was killed while it wrote, and the copy of `last.ckpt` that Lightning
+    (2.6) writes when SLURM preempts it: it would load that instead of the model that it is given to judge.
     """
-
-    def __init__(self, folder: str | None = None) -> None:
-        self.folder = folder
-        self.best_loss = float("inf")
-        self.best_epoch = -1
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best_loss": self.best_loss, "best_epoch": self.best_epoch}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_loss, self.best_epoch = state_dict["best_loss"], state_dict["best_epoch"]
-
-    def path(self, trainer: L.Trainer, name: str) -> Path:
-        """Where a checkpoint of this run lies."""
-        return Path(self.folder or trainer.log_dir or trainer.default_root_dir) / name
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking or _only_tried(trainer):
-            return
-        loss = float(trainer.callback_metrics["val_loss"])
-        if better := loss < self.best_loss:
-            self.best_loss, self.best_epoch = loss, trainer.current_epoch
-        if better:
-            trainer.save_checkpoint(self.path(trainer, BEST))
-        trainer.save_checkpoint(self.path(trainer, LAST))
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Give the module the best weights, read on one rank and handed to the others: Lightning leaves it
-        the last ones."""
-        if self.best_epoch < 0 or _only_tried(trainer):
-            return
-        best = read_checkpoint(self.path(trainer, BEST))["state_dict"] if trainer.is_global_zero else None
-        pl_module.load_state_dict(trainer.strategy.broadcast(best or {}))
-
-    def add_to_best(self, trainer: L.Trainer, part: dict[str, Any]) -> None:
-        """Write `best.ckpt` again with more in our own part of it; called on one rank."""
-        path = self.path(trainer, BEST)
-        checkpoint = read_checkpoint(path)
-        checkpoint[KEY] |= part
-        AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+    for pattern in (f".{BEST}-*", f".{LAST}-*", "hpc_ckpt_*.ckpt"):
+        for file in folder.glob(pattern):
+            file.unlink(missing_ok=True)
 
 
-def _only_tried(trainer: L.Trainer) -> bool:
-    """Whether this is a `fast_dev_run`, which must not write over a run's checkpoints."""
-    return bool(getattr(trainer, "fast_dev_run", False))  # set by Lightning, not annotated
+def add_to_checkpoint(path: Path, part: dict[str, Any]) -> None:
+    """Write a checkpoint again, whole or not at all, with more in our own part of it."""
+    checkpoint = read_checkpoint(path)
+    checkpoint[KEY] |= part
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
 
 
 def newest_best(folder: str | os.PathLike[str] = "checkpoints") -> Path:

@@ -24,12 +24,12 @@ from torchmetrics.classification import (
 
 from flowers_pl import checkpointing
 from flowers_pl.batches import Batch, CachedPhotos
-from flowers_pl.checkpointing import RunCheckpoints
 from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.decode import UnreadablePhoto, load_photo
 from flowers_pl.errors import FlowersError
 from flowers_pl.fast import FrozenPart, TrainedPart
 from flowers_pl.mobilenet import IMAGENET_MEAN, IMAGENET_STD, FlowerNet, TopLayers, start_from_nothing
+from flowers_pl.saving import RunCheckpoints
 from flowers_pl.unlike import TRAINING, Unlike, even_places
 from flowers_pl.weights import load_weights
 
@@ -231,8 +231,8 @@ class FlowerClassifier(L.LightningModule):
     # ---------------------------------------------------------------- the fast way
 
     def part_network(self) -> None:
-        """Part the network into what is frozen and what is trained now, for the data module to compute the first
-        ahead; a model that is judged is frozen as a whole."""
+        """Part the network into what is frozen and what is trained now, for the data module to compute the
+        first ahead; a model that is judged is frozen as a whole."""
         dtype = COMPUTED_IN.get(str(self.trainer.precision))
         judged = self.trainer.state.fn != TrainerFn.FITTING
         if dtype is None:
@@ -242,10 +242,10 @@ class FlowerClassifier(L.LightningModule):
             self._trained = TrainedPart(self.network, self.frozen)
 
     def on_train_epoch_start(self) -> None:
-        """A callback may have begun another stage."""
+        """A callback may have begun another stage; a run that is resumed inside an epoch only starts to train."""
         self.part_network()
 
-    on_validation_epoch_start = on_predict_epoch_start = on_train_epoch_start
+    on_train_start = on_validation_epoch_start = on_predict_epoch_start = on_train_epoch_start
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As in `nn.Module`; what was computed from other weights is forgotten."""
@@ -348,11 +348,12 @@ class FlowerClassifier(L.LightningModule):
         saved = [one for one in self.trainer.checkpoint_callbacks if isinstance(one, RunCheckpoints)]
         if not saved or saved[0].best_epoch < 0 or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        file = saved[0].path(self.trainer, checkpointing.BEST)
         fitted = self.fit_unlike(self._data).state() if self.trainer.is_global_zero else None
         fitted = self.trainer.strategy.broadcast(fitted)
         self.unlike = Unlike.from_state(fitted)
         if self.trainer.is_global_zero:
-            saved[0].add_to_best(self.trainer, {"unlike": fitted})
+            checkpointing.add_to_checkpoint(file, {"unlike": fitted})
 
     def fit_unlike(self, data: FlowersDataModule) -> Unlike:
         """Fit `unlike` on photos of the training side and, its limit, on those of the validation side.

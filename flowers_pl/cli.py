@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import logging
@@ -15,18 +16,15 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from lightning import Trainer
+from lightning.fabric.strategies.launchers import subprocess_script as launcher
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from flowers_pl.arguments import JUDGING, checkpoint_for, exported_for
+from flowers_pl.audit import audit
 from flowers_pl.board import LogGradCam, LogPredictions
-from flowers_pl.checkpointing import (
-    BEST,
-    LAST,
-    AtomicCheckpointIO,
-    RunCheckpoints,
-)
+from flowers_pl.checkpointing import BEST, LAST, AtomicCheckpointIO, read_checkpoint
 from flowers_pl.classifier import FlowerClassifier, Prediction
 from flowers_pl.commands import (
     CHECKED,
@@ -38,16 +36,20 @@ from flowers_pl.commands import (
 from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.errors import FlowersError
 from flowers_pl.finetune import StageEarlyStopping, UnfreezeTopLayers
-from flowers_pl.photos import printable
+from flowers_pl.photos import shown
 from flowers_pl.predictions import prediction_rows, prediction_table, write_predictions
 from flowers_pl.report import judge
-from flowers_pl.runs import RUNS, draw_curves, draw_report, settings_of
+from flowers_pl.resuming import CONFIG, RunSettings, finished, how_to_go_on, job_name, log_changes, restarted
+from flowers_pl.runs import CARD, CURVES, RUNS, draw_curves, draw_report, settings_of
+from flowers_pl.saving import RunCheckpoints
+from flowers_pl.stopping import Stopped, StopSignals, end_with_launcher, lost_contact
 from flowers_pl.tracking import METRICS, DataFiles, EpochTable, Throughput
 from flowers_pl.weights import check_weights
 
 log = logging.getLogger("flowers_pl")
-OTHERS: dict[str, Callable[..., None]] = {"explain": explain, "export": export}
+OTHERS: dict[str, Callable[..., None]] = {"audit": audit, "explain": explain, "export": export}
 RUN_NAME = "FLOWERS_PL_RUN_NAME"  # hands the run's name on to the processes that Lightning starts
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -57,13 +59,23 @@ def main(args: list[str] | None = None) -> int:
         args: without the program's name; None for those of this process.
 
     Returns:
-        The exit code: 0, or 1 after a mistake that the user can mend, which is then told in one sentence.
+        The exit code: 0; 1 after a mistake that the user can mend, or without room on the disk, which is then
+        told in one sentence; 143 after SIGTERM; 130 after Ctrl-C.
     """
     _quieten()
     try:
-        FlowersCLI(sys.argv[1:] if args is None else list(args))
+        with StopSignals() as signals:
+            FlowersCLI(sys.argv[1:] if args is None else list(args), signals)
     except FlowersError as error:
         print(f"flowers_pl: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stop:
+        log.info("flowers_pl: %s", stop)
+        return int(stop.code or 0)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"flowers_pl: {error.strerror}; make room and start again.", file=sys.stderr)
         return 1
     return 0
 
@@ -76,31 +88,32 @@ class OneLineParser(LightningArgumentParser):
 
 
 class FlowersCLI(LightningCLI):
-    """fit, validate, test, predict, explain and export.
+    """fit, validate, test, predict, audit, explain and export.
 
     `fit` has all settings. The others take the model's from its checkpoint, and the data's too, where the
     command line does not say otherwise.
 
     Args:
         args: the command line, without the program's name.
+        signals: what ends the program, and when.
     """
 
     trainer: Trainer
     datamodule: FlowersDataModule
     model: FlowerClassifier
 
-    def __init__(self, args: list[str]) -> None:
-        self._adding = ""
+    def __init__(self, args: list[str], signals: StopSignals) -> None:
+        self._adding, self._signals = "", signals
         command = next((arg for arg in args if not arg.startswith("-")), "")
         self._exported = exported_for(command, args)
         asked = bool({"-h", "--help"} & set(args))
         self._ckpt = None if asked or self._exported else checkpoint_for(command, args)
-        settings = self._ckpt.parent / "config.yaml" if self._ckpt and command == "fit" else None
+        settings = self._ckpt.parent / CONFIG if self._ckpt and command == "fit" else None
         self._trained_on = settings_of(self._ckpt) if self._ckpt and command in JUDGING else {}
         super().__init__(
             FlowerClassifier,
             FlowersDataModule,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunSettings,
             trainer_defaults={
                 "max_epochs": -1,
                 "num_sanity_val_steps": 0,
@@ -181,6 +194,12 @@ class FlowersCLI(LightningCLI):
                 default="torch",
                 help="Format of the final model that the run ends with.",
             )
+            parser.add_argument(
+                "--save_every_n_steps",
+                type=int | None,
+                default=None,
+                help="Save last.ckpt after so many training steps too, not at each epoch's end only.",
+            )
         else:
             parser.set_defaults({f"data.{name}": value for name, value in self._trained_on.items()})
         if self._adding == "predict":
@@ -211,7 +230,7 @@ class FlowersCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand in OTHERS:
-            OTHERS[subcommand](**{k: v for k, v in self.config[subcommand].items() if k != "config"})
+            OTHERS[subcommand](**self.parser.instantiate_classes(self.config)[subcommand])
         else:
             super()._run_subcommand(subcommand)
 
@@ -222,6 +241,8 @@ class FlowersCLI(LightningCLI):
             self._run = self._run_folder()
             if self._ckpt is None:
                 check_weights(self.config.fit.model.weights)
+            else:
+                log_changes(self._run / CONFIG, self._parser("fit").dump(self.config.fit, skip_none=False))
         else:
             self.save_config_callback = None
             judge_by = self._exported or self._ckpt
@@ -232,13 +253,17 @@ class FlowersCLI(LightningCLI):
         if self._ckpt is not None:
             return self._ckpt.parent
         if "LOCAL_RANK" in os.environ and RUN_NAME in os.environ:
+            end_with_launcher()
             return RUNS / os.environ[RUN_NAME]
-        name = self.config.fit.run_name or _unused(time.strftime("%Y%m%d-%H%M%S"))
-        if (RUNS / name / LAST).exists():
-            raise FlowersError(
-                f"--run_name: {str(RUNS / name)!r} exists already; give another name, or resume with"
-                f" --ckpt_path {RUNS / name / LAST}."
-            )
+        name = self.config.fit.run_name or job_name() or _unused(time.strftime("%Y%m%d-%H%M%S"))
+        if (last := RUNS / name / LAST).exists():
+            if not restarted():
+                raise FlowersError(
+                    f"--run_name: {str(RUNS / name)!r} exists already; give another name, or resume with"
+                    f" --ckpt_path {last}."
+                )
+            read_checkpoint(last)
+            self._ckpt = last
         os.environ[RUN_NAME] = name
         return RUNS / name
 
@@ -248,14 +273,16 @@ class FlowersCLI(LightningCLI):
             kwargs |= {"logger": False, "enable_checkpointing": False}
         elif not given["fast_dev_run"]:
             board = TensorBoardLogger(self._run.parent, self._run.name, version="", default_hp_metric=False)
+            every = self.config.fit.save_every_n_steps
             kwargs |= {
+                "default_root_dir": given["default_root_dir"] or str(self._run),
                 "logger": [board, EpochTable(self._run / METRICS)],
                 "callbacks": [
                     *(given["callbacks"] or []),
                     Throughput(),
                     DataFiles(self._run),
                     LogPredictions(),
-                    RunCheckpoints(str(self._run)),
+                    RunCheckpoints(str(self._run), every, self._signals),
                 ],
                 "plugins": [*(given["plugins"] or []), AtomicCheckpointIO()],
             }
@@ -265,7 +292,25 @@ class FlowersCLI(LightningCLI):
 
     def fit(self, model: FlowerClassifier, **kwargs: Any) -> None:
         """Train, then judge the validation side with the best weights."""
-        self.trainer.fit(model, datamodule=self.datamodule, ckpt_path=kwargs["ckpt_path"], weights_only=True)
+        if self._ckpt is not None and finished(self._ckpt) and self._is_concluded():
+            log.info("This run is finished; all that it left lies in %s.", self._run)
+            return
+        try:
+            self._fit(model)
+        except Stopped as stop:
+            stop.advice = how_to_go_on(self._run)
+            raise
+        except RuntimeError as error:
+            if not lost_contact(error):
+                raise
+            raise FlowersError(
+                f"Another process of this run has ended, so this one ends too; {how_to_go_on(self._run)}"
+            ) from error
+
+    def _fit(self, model: FlowerClassifier) -> None:
+        self.datamodule.check_ranks(self.trainer.world_size)
+        ckpt = None if self._ckpt is None else str(self._ckpt)
+        self.trainer.fit(model, datamodule=self.datamodule, ckpt_path=ckpt, weights_only=True)
         best = next(
             (one for one in self.trainer.checkpoint_callbacks if isinstance(one, RunCheckpoints)), None
         )
@@ -275,6 +320,13 @@ class FlowersCLI(LightningCLI):
         _log_settings(self.trainer, self.config.fit.as_dict(), metrics)
         if self.trainer.is_global_zero:
             self._conclude(model, best.best_epoch, metrics)
+
+    def _is_concluded(self) -> bool:
+        """Whether `_conclude` has been here and got to its end."""
+        final = {"torch": ["final.pt2", CARD], "onnx": ["final.onnx", CARD], "none": []}[
+            self.config.fit.export
+        ]
+        return all((self._run / name).is_file() for name in [CURVES, *final])
 
     def _conclude(self, model: FlowerClassifier, best_epoch: int, metrics: dict[str, float]) -> None:
         """What a run ends with, on one rank: its curves, its final model, and a word on where all is."""
@@ -302,7 +354,7 @@ class FlowersCLI(LightningCLI):
         rows = prediction_rows(model.tested, [photo.path for photo in data.judged], model.classes)
         for row in rows:
             if row.error:
-                log.warning("Left out: %s (%s).", printable(row.path), row.error)
+                log.warning("Left out: %s (%s).", shown(row.path), row.error)
         judged = [(photo, row) for photo, row in zip(data.judged, rows, strict=True) if not row.error]
         report = judge(
             np.array([row.probabilities for _, row in judged]),
@@ -377,6 +429,7 @@ def _quieten() -> None:
     log.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.ERROR)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger(launcher.__name__).setLevel(logging.INFO)  # tells that a process it launched has died
     for message in (
         r".*LightningCLI's args parameter is intended.*",
         r".*does not have many workers.*",

@@ -19,7 +19,7 @@ from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.decode import resize_photo
 from flowers_pl.errors import FlowersError
 from flowers_pl.photos import LeftOut, list_pictures
-from flowers_pl.runs import RUNS, placed_of, readable_photos, rows_of, save, settings_of, show_pictures
+from flowers_pl.runs import CARD, RUNS, placed_of, readable_photos, rows_of, save, settings_of, show_pictures
 from flowers_pl.split import TRAIN, VAL
 from flowers_pl.tracking import LEFT_OUT
 
@@ -215,7 +215,7 @@ def write_final(
         json.loads(result.read_text()) if result.is_file() else None,
         files,
     )
-    (file.parent / "MODEL_CARD.md").write_text(card)
+    (file.parent / CARD).write_text(card)
 
 
 def _quantized(file: Path, data: FlowersDataModule) -> dict[str, str]:

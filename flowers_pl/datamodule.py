@@ -22,6 +22,7 @@ from flowers_pl.download import download_flower_photos
 from flowers_pl.drawn import write_drawings
 from flowers_pl.duplicates import duplicate_groups
 from flowers_pl.errors import FlowersError
+from flowers_pl.exclude import leave_out
 from flowers_pl.fast import FrozenPart
 from flowers_pl.kept import KeptFeatures
 from flowers_pl.photos import (
@@ -30,7 +31,7 @@ from flowers_pl.photos import (
     check_classes,
     list_photos,
     list_pictures,
-    printable,
+    shown,
     tell_left_out,
 )
 from flowers_pl.split import (
@@ -59,6 +60,7 @@ class FlowersDataModule(L.LightningDataModule):
             that a run wrote.
         split_seed: decides which photos validate; not the training seed, so that seeds can be compared.
         seed: decides order, augmentation and dropout.
+        exclude: a CSV file whose column path names photos of `root` to leave out; 'audit --write' writes one.
         augmentation: how far training photos may be changed.
         balance: against classes of unequal size: 'sampler' shows as many photos of each class in an epoch,
             'loss' weighs the training losses so that each class counts the same. Validation is not changed.
@@ -82,6 +84,7 @@ class FlowersDataModule(L.LightningDataModule):
         split: str = "grouped",
         split_seed: int = 0,
         seed: int = 0,
+        exclude: str | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         balance: Balance = "none",
         unreadable: Literal["skip", "error"] = "skip",
@@ -108,6 +111,7 @@ class FlowersDataModule(L.LightningDataModule):
             raise FlowersError(f"--data.drawn must be 0 or at least 2, not {drawn}.")
         self.root, self.image_size, self.batch_size = Path(root), image_size, batch_size
         self.val_fraction, self.split, self.split_seed, self.seed = val_fraction, split, split_seed, seed
+        self.exclude = None if exclude is None else str(Path(exclude).resolve())
         self.augmentation, self.workers = augmentation, workers
         self.balance, self.unreadable = balance, unreadable
         self.test_root, self.predict_root = test_root, predict_root
@@ -169,9 +173,10 @@ class FlowersDataModule(L.LightningDataModule):
         if self.placed:
             return
         listed = list_photos(self.root)
-        decoded = decode_photos(self.root, listed, self.image_size, self.cache_dir, self.workers)
+        every = decode_photos(self.root, listed, self.image_size, self.cache_dir, self.workers)
         fitting = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
-        tell_left_out(decoded.left_out, self.root, self.unreadable == "skip" or not fitting)
+        tell_left_out(every.left_out, self.root, self.unreadable == "skip" or not fitting)
+        decoded, excluded = leave_out(every, self.exclude)
         found = check_classes(decoded.photos, listed, self.root)
         if unknown := sorted(set(found) - set(self.classes or found)):
             raise FlowersError(
@@ -181,11 +186,11 @@ class FlowersDataModule(L.LightningDataModule):
             )
         self.classes = self.classes or found
         groups = duplicate_groups(decoded.digests, decoded.phashes, decoded.thumbs)
-        self.placed, conflicts = self._split(decoded, groups)
+        self.placed, conflicts = self._split(decoded, groups, excluded)
         check_sides(self.placed, found, every_class=self.split == "grouped")
         self._agree()
-        self.left_out = sorted([*decoded.left_out, *conflicts])
-        self._log_split(len(decoded.left_out), conflicts)
+        self.left_out = sorted([*decoded.left_out, *conflicts, *excluded])
+        self._log_split(len(decoded.left_out), conflicts, len(excluded))
         row_of = dict(zip((photo.path for photo in decoded.photos), decoded.rows.tolist(), strict=True))
         self.train_photos = self._cached(decoded, row_of, TRAIN, self.seed)
         self.val_photos = self._cached(decoded, row_of, VAL, None)
@@ -201,25 +206,27 @@ class FlowersDataModule(L.LightningDataModule):
                 f"--data.root: the photos in {str(self.root)!r} changed while the run began; start it again."
             )
 
-    def _split(self, decoded: DecodedPhotos, groups: np.ndarray) -> tuple[list[Placed], list[LeftOut]]:
+    def _split(
+        self, decoded: DecodedPhotos, groups: np.ndarray, excluded: list[LeftOut]
+    ) -> tuple[list[Placed], list[LeftOut]]:
         if self.split == "grouped":
             return grouped_split(decoded.photos, groups, self.val_fraction, self.split_seed)
         if self.split == "notebook":
             return notebook_split(decoded.photos, groups, self.val_fraction), []
-        return read_split(Path(self.split), decoded.photos), []
+        return read_split(Path(self.split), decoded.photos, {one.path for one in excluded}), []
 
-    def _log_split(self, unreadable: int, conflicts: list[LeftOut]) -> None:
+    def _log_split(self, unreadable: int, conflicts: list[LeftOut], excluded: int) -> None:
         sides = [one.side for one in self.placed]
         log.info(
             "%s: %d classes, %d photos to train on, %d to validate with, %d left out (%d unreadable, %d"
-            " under two classes).",
+            " under two classes, %d excluded).",
             self.root, len(self.classes), sides.count(TRAIN), sides.count(VAL),
-            unreadable + len(conflicts), unreadable, len(conflicts),
+            unreadable + len(conflicts) + excluded, unreadable, len(conflicts), excluded,
         )  # fmt: skip
         for path, reason in conflicts:
-            log.warning("Left out: %s %s.", printable(path), printable(reason))
+            log.warning("Left out: %s %s.", shown(path), shown(reason))
         for paths in straddling(self.placed).values():
-            log.warning("Duplicates stand on both sides of the split: %s.", printable(", ".join(paths)))
+            log.warning("Duplicates stand on both sides of the split: %s.", shown(", ".join(paths)))
 
     def _cached(
         self, decoded: DecodedPhotos, row_of: dict[str, int], side: str, seed: int | None
@@ -256,8 +263,21 @@ class FlowersDataModule(L.LightningDataModule):
 
     # ---------------------------------------------------------------- batches
 
+    def check_ranks(self, ranks: int) -> None:
+        """Refuse a number of devices that a batch cannot be divided among evenly.
+
+        Raises:
+            FlowersError: `batch_size` is no multiple of it.
+        """
+        if self.batch_size % ranks:
+            raise FlowersError(
+                f"--data.batch_size {self.batch_size} cannot be divided among {ranks} devices; give a"
+                f" multiple of {ranks}."
+            )
+
     def train_dataloader(self) -> AheadLoader:
         """Shuffled and augmented anew each epoch."""
+        self.check_ranks(self.trainer.world_size if self.trainer is not None else 1)
         return self._loader(self.train_photos, self.batch_size, shuffled=True)
 
     def val_dataloader(self) -> AheadLoader:
@@ -320,7 +340,7 @@ class FlowersDataModule(L.LightningDataModule):
         return getattr(module, "frozen", None)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment training photos and run the frozen part, on the device; on a CPU the loader did that ahead."""
+        """Augment training photos and run the frozen part, on the device; a CPU did that ahead."""
         return batch if self._on_cpu() else self._prepare(batch)
 
     def _prepare(self, batch: Batch) -> Batch:
@@ -344,6 +364,7 @@ class FlowersDataModule(L.LightningDataModule):
             "val_fraction": self.val_fraction,
             "split": self.split,
             "split_seed": self.split_seed,
+            "exclude": self.exclude,
             "drawn": self.drawn,
             "drawn_size": self.drawn_size,
         }

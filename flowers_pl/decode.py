@@ -13,7 +13,7 @@ import warnings
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ def read_photo(path: str | PathLike[str]) -> torch.Tensor:
     """
     try:
         data = _read_bytes(Path(path))
-        with _open_picture(data) as picture:
+        with open_picture(BytesIO(data)) as picture:
             return _decode(picture, data)
     except UnreadablePhoto:
         raise
@@ -149,13 +149,18 @@ def _no_access(error: OSError, path: Path) -> str:
     return f"cannot be read: {error.strerror or error}"
 
 
-def _open_picture(data: bytes) -> Image.Image:
-    """Read a picture's header, and refuse bombs before memory is asked for."""
+def open_picture(stream: BinaryIO) -> Image.Image:
+    """Read a picture's header, and refuse bombs before memory is asked for.
+
+    Raises:
+        UnreadablePhoto: it is no picture in a known format, or has too many pixels; damaged headers raise
+            almost anything else.
+    """
     limit = f"the limit of {MAX_PIXELS // 10**6} million"
     _mute_warnings()
     Image.init()
     try:
-        picture = Image.open(BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+        picture = Image.open(stream, formats=[name for name in _FORMATS if name in Image.OPEN])
     except UnidentifiedImageError as error:
         raise UnreadablePhoto("not a picture in a known format") from error
     except Image.DecompressionBombError as error:
@@ -188,7 +193,7 @@ def _decode(picture: Image.Image, data: bytes) -> torch.Tensor:
                 raise UnreadablePhoto("truncated PNG: its end is missing")
             picture.load()
             photo = torch.from_numpy(np.array(_to_rgb(picture))).permute(2, 0, 1)
-        return _turn_upright(photo, _orientation(picture))
+        return _turn_upright(photo, orientation_of(picture))
     except UnreadablePhoto:
         raise
     except Exception as error:
@@ -219,7 +224,7 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def _orientation(picture: Image.Image) -> Any:
+def orientation_of(picture: Image.Image) -> Any:
     """The EXIF (or else XMP) orientation, 1 to 8; anything at all in files with faults."""
     try:
         return picture.getexif().get(ExifTags.Base.Orientation, 1)

@@ -1,8 +1,9 @@
 """The same function as `FlowerNet`, computed faster.
 
-What is frozen is a copy: batch norm folded into the convolutions, kept out of autograd, in the precision that is
-asked for, each convolution fused with the ReLU6 or the addition behind it (oneDNN, on a CPU). What is trained
-uses the network's own parameters, and folds their batch norm anew at each step, with gradients for all.
+What is frozen is a copy: batch norm folded into the convolutions, kept out of autograd, in the precision
+that is asked for, each convolution fused with the ReLU6 or the addition behind it (oneDNN, on a CPU).
+What is trained uses the network's own parameters, and folds their batch norm anew at each step, with
+gradients for all.
 """
 
 from __future__ import annotations
@@ -167,8 +168,8 @@ class FrozenPart:
                 conv.weight, conv.plain = weight, as_it_was
 
     def _count_large(self, size: int) -> int:
-        """How many convolutions, to the end of a block, make maps of over LARGE bytes a photo: they run on a few
-        photos at a time."""
+        """How many convolutions, to the end of a block, make maps of over LARGE bytes a photo: they run on a
+        few photos at a time."""
         found, side = 0, size
         for place, conv in enumerate(self._convs):
             side = -(-side // conv.stride[0])
@@ -229,11 +230,10 @@ class _Conv:
             self._packed = True
         if block is None:
             return fused_conv(maps, self.weight, self.bias, self.stride, self.padding, self.groups, self.relu)
-        found = torch.ops.mkldnn._convolution_pointwise_.binary(
+        return torch.ops.mkldnn._convolution_pointwise_.binary(  # type: ignore[no-any-return]
             block, maps, self.weight, self.bias, self.padding, self.stride, [1, 1], self.groups,
             "add", 1.0, None, [], None,
         )  # fmt: skip
-        return found  # type: ignore[no-any-return]
 
 
 def _geometry(conv: nn.Conv2d) -> tuple[list[int], list[int], int]:
@@ -251,11 +251,10 @@ def fused_conv(
 ) -> Tensor:
     """A convolution and, if `relu`, a ReLU6, in one pass of oneDNN; the operator that torch.compile's frozen
     graphs use on a CPU."""
-    found = torch.ops.mkldnn._convolution_pointwise.default(
+    return torch.ops.mkldnn._convolution_pointwise.default(  # type: ignore[no-any-return]
         maps, weight, bias, padding, stride, [1, 1], groups,
         "hardtanh" if relu else "none", [0.0, 6.0] if relu else [], "",
     )  # fmt: skip
-    return found  # type: ignore[no-any-return]
 
 
 def pool(maps: Tensor) -> Tensor:

@@ -67,6 +67,8 @@ class UnfreezeTopLayers(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         stage = _classifier(pl_module).stage
+        for group in trainer.optimizers[0].param_groups:  # a resumed optimizer brings the rate that it had
+            group["lr"] = _classifier(pl_module).learning_rate
         if stage.ended and stage.last:
             log.info(
                 "This run is finished: stage %d has ended. There is nothing left to train.", stage.number

@@ -53,6 +53,27 @@ def files_below(root: Path) -> Iterator[str]:
     yield from (Path(folder).relative_to(root).as_posix() for folder in closed)
 
 
+def class_folders(root: str | os.PathLike[str], option: str = "--data.root") -> list[str]:
+    """Names of the folders directly below `root`, hidden ones passed over, sorted.
+
+    Raises:
+        FlowersError: `root` is no folder or cannot be looked into, or has no class folder.
+    """
+    if not os.path.isdir(root):
+        raise FlowersError(f"{option}: there is no folder {str(root)!r}; {LAYOUT}.")
+    try:
+        classes = sorted(
+            entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
+        )
+    except PermissionError as error:
+        raise FlowersError(
+            f"{option}: there is no permission to look into {str(root)!r}; see to it, or give another folder."
+        ) from error
+    if not classes:
+        raise FlowersError(f"{option}: {str(root)!r} has no class folders; {LAYOUT}.")
+    return classes
+
+
 def list_photos(root: str | os.PathLike[str], option: str = "--data.root") -> list[Photo]:
     """All files in the class folders of `root`, sorted by path, whether they can be read or not.
 
@@ -68,7 +89,8 @@ def list_photos(root: str | os.PathLike[str], option: str = "--data.root") -> li
             empty, leads back above itself, or has a name that cannot be printed.
     """
     root = Path(root)
-    classes = _class_folders(root, option)
+    classes = class_folders(root, option)
+    _check_names(root, classes, option)
     photos = [Photo(f"{label}/{path}", label) for label in classes for path in files_below(root / label)]
     if empty := sorted(set(classes) - {photo.label for photo in photos}):
         raise FlowersError(
@@ -77,18 +99,8 @@ def list_photos(root: str | os.PathLike[str], option: str = "--data.root") -> li
     return sorted(photos)
 
 
-def _class_folders(root: Path, option: str) -> list[str]:
-    """The names of the folders directly below `root`, sorted; raises as `list_photos` says."""
-    if not os.path.isdir(root):
-        raise FlowersError(f"{option}: there is no folder {str(root)!r}; {LAYOUT}.")
-    try:
-        classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
-    except PermissionError as error:
-        raise FlowersError(
-            f"{option}: there is no permission to look into {str(root)!r}; see to it, or give another folder."
-        ) from error
-    if not classes:
-        raise FlowersError(f"{option}: {str(root)!r} has no class folders; {LAYOUT}.")
+def _check_names(root: Path, classes: Iterable[str], option: str) -> None:
+    """Raise where a class folder has a name that cannot be printed, or leads back above itself."""
     real = Path(os.path.realpath(root))
     for name in classes:
         if not name.isprintable():
@@ -98,7 +110,6 @@ def _class_folders(root: Path, option: str) -> list[str]:
                 f"{option}: class folder {str(root / name)!r} is a link that leads back above itself; remove"
                 " it."
             )
-    return classes
 
 
 def check_classes(
@@ -148,7 +159,7 @@ def tell_left_out(left_out: Sequence[LeftOut], root: str | os.PathLike[str], all
             f" {path!r} ({reason}); mend or remove them, or give --data.unreadable skip."
         )
     for path, reason in left_out[:NAMED]:
-        log.warning("Left out: %s (%s).", printable(path), reason)
+        log.warning("Left out: %s (%s).", shown(path), reason)
     if len(left_out) > NAMED:
         log.warning("… and %d more, which the run's left_out.csv names.", len(left_out) - NAMED)
 
@@ -177,9 +188,12 @@ def list_pictures(where: str | os.PathLike[str]) -> tuple[Path, list[str]]:
     return where, paths
 
 
-def printable(name: str) -> str:
-    """A name on one line, for the screen: control characters, and bytes that are no Unicode, as escapes."""
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in name)
+def shown(name: str) -> str:
+    """A file's name as it may be shown: control characters, marks that turn the writing direction and bytes
+    that are no Unicode become escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name
+    )
 
 
 def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
@@ -189,20 +203,33 @@ def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterabl
     formula gets an apostrophe before it (OWASP, "CSV Injection").
     """
     with open(file, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        for row in (header, *rows):
-            writer.writerow([f"'{cell}" if _is_formula(cell) else cell for cell in row])
+        table = [[f"'{cell}" if _is_formula(cell) else cell for cell in row] for row in (header, *rows)]
+        returns = any("\r" in str(cell) for row in table for cell in row)  # quoted from Python 3.13 on only
+        writer = csv.writer(
+            stream, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+        )
+        writer.writerows(table)
 
 
-def read_csv(file: str | os.PathLike[str]) -> Iterator[dict[str, str]]:
+def read_csv(file: str | os.PathLike[str], columns: Iterable[str] = ()) -> list[dict[str, str]]:
     """The rows of a table that `write_csv` wrote, names as they were; a missing cell is empty.
 
+    Args:
+        file: the table.
+        columns: that it must have.
+
     Raises:
-        OSError, csv.Error, UnicodeError: the file cannot be read, or is no table.
+        LookupError: it lacks a column, which the error names.
+        OSError, csv.Error, UnicodeError: it cannot be read, or is no table.
     """
     with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        for row in csv.DictReader(stream, restval=""):
-            yield {_unquoted(name): _unquoted(cell) for name, cell in row.items() if name is not None}
+        reader = csv.DictReader(stream, restval="")
+        if missing := sorted(set(columns) - set(reader.fieldnames or ())):
+            raise LookupError(missing[0])
+        return [
+            {_unquoted(name): _unquoted(cell) for name, cell in row.items() if name is not None}
+            for row in reader
+        ]
 
 
 def _is_formula(cell: object) -> bool:

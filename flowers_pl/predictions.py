@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from flowers_pl.classifier import Prediction
-from flowers_pl.photos import printable, write_csv
+from flowers_pl.photos import shown, write_csv
 
 
 class Row(NamedTuple):
@@ -67,7 +67,7 @@ def _shares(row: Row, classes: Sequence[str], form: str) -> list[str]:
 
 def prediction_table(rows: Sequence[Row], most: int = 20) -> Iterator[str]:
     """Lines for the screen: path, label, probability or error; the first `most` photos."""
-    names = [printable(row.path) for row in rows[:most]]
+    names = [shown(row.path) for row in rows[:most]]
     width = max(map(len, names), default=0)
     for name, row in zip(names, rows, strict=False):
         doubt = f"  probably none of the classes (unlike {row.unlike:.2f})" if row.unknown else ""

@@ -17,7 +17,7 @@ from flowers_pl import figures
 from flowers_pl.checkpointing import KEY, read_checkpoint
 from flowers_pl.decode import UnreadablePhoto, read_photo, resize_photo
 from flowers_pl.errors import FlowersError
-from flowers_pl.photos import Photo, printable, read_csv
+from flowers_pl.photos import Photo, read_csv, shown
 from flowers_pl.report import Report
 from flowers_pl.split import Placed
 from flowers_pl.tracking import METRICS, SPLIT, read_table
@@ -25,6 +25,8 @@ from flowers_pl.tracking import METRICS, SPLIT, read_table
 log = logging.getLogger(__name__)
 RUNS = Path("checkpoints")
 PLOTS = "plots"
+CURVES = f"{PLOTS}/training_curves.png"
+CARD = "MODEL_CARD.md"
 
 
 # ---------------------------------------------------------------- facts
@@ -32,10 +34,10 @@ PLOTS = "plots"
 
 def settings_of(ckpt: Path) -> dict[str, Any]:
     """The data settings that a checkpoint was trained with, and the very split, where it still lies beside
-    it."""
+    it; that names the photos, so no list of others to leave out is needed."""
     data = dict(read_checkpoint(ckpt)[KEY]["data"])
     split = ckpt.parent / SPLIT
-    return data | ({"split": str(split)} if split.is_file() else {})
+    return data | ({"split": str(split), "exclude": None} if split.is_file() else {})
 
 
 def placed_of(ckpt: Path) -> list[Placed]:
@@ -50,7 +52,7 @@ def placed_of(ckpt: Path) -> list[Placed]:
 
 def rows_of(file: Path) -> list[dict[str, str]]:
     """Rows of a CSV file, as dicts; none where there is no file."""
-    return list(read_csv(file)) if file.is_file() else []
+    return read_csv(file) if file.is_file() else []
 
 
 def readable_photos(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -59,7 +61,7 @@ def readable_photos(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Ten
         try:
             photo = read_photo(root / path)
         except UnreadablePhoto as reason:
-            log.warning("Left out: %s (%s).", printable(path), reason)
+            log.warning("Left out: %s (%s).", shown(path), reason)
             continue
         yield path, photo
 
@@ -87,7 +89,7 @@ def show_pictures(folder: Path) -> None:
 
 def draw_curves(run: Path, best_epoch: int) -> None:
     """`plots/training_curves.png` of a run, from its metrics.csv."""
-    save(figures.training_curves(read_table(run / METRICS), best_epoch), run / PLOTS / "training_curves.png")
+    save(figures.training_curves(read_table(run / METRICS), best_epoch), run / CURVES)
     show_pictures(run / PLOTS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,23 +157,25 @@ def write_split(file: Path, placed: Sequence[Placed]) -> None:
     write_csv(file, HEADER, placed)
 
 
-def read_split(file: Path, photos: Sequence[Photo]) -> list[Placed]:
+def read_split(file: Path, photos: Sequence[Photo], excluded: Container[str] = ()) -> list[Placed]:
     """Take back a list that a run wrote: its photos and no others.
 
     Args:
         file: CSV with the columns path, label, side ("train" or "val") and group.
         photos: those that can be read.
+        excluded: paths to pass over.
 
     Raises:
         FlowersError: the file is not there or not such a list, or names a photo that is not among `photos`.
     """
     try:
-        rows = list(read_csv(file))
-        if missing := set(HEADER) - {name for row in rows for name in row}:
-            raise FlowersError(
-                f"--data.split: {str(file)!r} has no column {sorted(missing)[0]!r}; use a run's split.csv."
-            )
-        placed = sorted(Placed(*(row[name] for name in HEADER)) for row in rows)
+        rows = read_csv(file, HEADER)
+        listed = [Placed(*(row[name] for name in HEADER)) for row in rows]
+        placed = sorted(one for one in listed if one.path not in excluded)
+    except LookupError as missing:
+        raise FlowersError(
+            f"--data.split: {str(file)!r} has no column {missing}; use a run's split.csv."
+        ) from missing
     except (OSError, csv.Error, UnicodeError) as error:
         raise FlowersError(
             f"--data.split: {str(file)!r} cannot be read ({error}); give 'grouped', 'notebook', or a"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import time
 from argparse import Namespace
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from flowers_pl.batches import Batch
+from flowers_pl.errors import FlowersError
 from flowers_pl.photos import LeftOut, write_csv
 from flowers_pl.split import write_split
 
@@ -105,6 +108,9 @@ class Throughput(L.Callback):
 class DataFiles(L.Callback):
     """Writes beside the run which photos were on which side, and which were left out, and why.
 
+    Several machines must have the same photos, or each would train on others than the order of photos says;
+    and resume the same checkpoint, or one of them would start anew.
+
     Args:
         folder: of the run.
     """
@@ -112,9 +118,28 @@ class DataFiles(L.Callback):
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
 
-    @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it; its annotations do not know
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_split(self.folder / SPLIT, data.placed)
-        write_csv(self.folder / LEFT_OUT, LeftOut._fields, data.left_out)
+        digest = hashlib.blake2b(repr(data.placed).encode(errors="surrogateescape")).hexdigest()
+        if not all_alike(trainer, digest):
+            raise FlowersError(
+                f"--data.root: the photos in {str(data.root)!r}, or their split, are not the same on all"
+                " machines of this run; copy the folder anew."
+            )
+        if not all_alike(trainer, f"{trainer.ckpt_path is None} {getattr(pl_module, 'stage', None)}"):
+            raise FlowersError(
+                "--ckpt_path: the machines of this run do not have the same checkpoint; copy the run's folder"
+                f" {str(self.folder)!r} from the first one to the others."
+            )
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_split(self.folder / SPLIT, data.placed)
+            write_csv(self.folder / LEFT_OUT, LeftOut._fields, data.left_out)
+
+
+def all_alike(trainer: L.Trainer, text: str) -> bool:
+    """Whether all ranks have the same text as rank 0; all must ask."""
+    unlike = torch.tensor(
+        float(trainer.strategy.broadcast(text) != text), device=trainer.strategy.root_device
+    )
+    return float(trainer.strategy.reduce(unlike, reduce_op="max")) == 0

@@ -62,7 +62,7 @@ def _download(name: str) -> Mapping[str, Tensor]:
         raise FlowersError(
             f"--model.weights: {name} could not be downloaded from {chosen.url} ({error}); give the path"
             " of a file that"
-            " was fetched elsewhere, or null to start from nothing."
+            " was fetched elsewhere, or null to go without."
         ) from error
 
 

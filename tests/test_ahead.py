@@ -85,14 +85,16 @@ def test_features_are_kept_until_the_frozen_part_is_another(data: FlowersDataMod
         (key,) = BatchSampler(len(kept), 100)
         kept.begin()
         batch = kept[key]
-        assert batch.features is None and len(batch.photos) == len(kept)
+        assert batch.features is None
+        assert len(batch.photos) == len(kept)
         features = parts[layers](batch.photos)
         for rows in torch.arange(len(kept)).split(3):
             assert not kept.complete()
             kept.put(rows, features[rows])
         assert kept.complete()
         again = kept[key]
-        assert again.features is not None and again.features.shape == (len(kept), *shape)
+        assert again.features is not None
+        assert again.features.shape == (len(kept), *shape)
         assert torch.equal(again.features, features)
         assert len(again.photos) == 0
         assert torch.equal(again.labels, batch.labels)

@@ -31,6 +31,7 @@ SMALL = {
     "unfreeze": {"head_epochs": 1, "top_epochs": 2},
     "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
 }
+TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +305,19 @@ def test_the_notebooks_split_and_a_list_are_taken(
     assert (
         Path("checkpoints/list/split.csv").read_text() == Path("checkpoints/notebook/split.csv").read_text()
     )
-    for run in ("notebook", "list"):
+    Path("clean.csv").write_text(f"path,reason\n{validating[0]},blurred\n")
+    assert main([*quick, "--data.exclude", "clean.csv", "--run_name", "clean"]) == 0
+    assert (inside / "checkpoints/clean/left_out.csv").read_text().splitlines()[1:] == [
+        f"{validating[0]},is on the list clean.csv: blurred"
+    ]
+    Path("clean.csv").unlink()  # the run's own split.csv tells what took part
+    capsys.readouterr()
+    assert main(["validate", "--ckpt_path", "checkpoints/clean/best.ckpt"]) == 0
+    with open("checkpoints/clean/split.csv", newline="") as stream:
+        sides = [row["side"] for row in csv.DictReader(stream)]
+    assert len(sides) == 49
+    assert f"{sides.count('val')} validation photos" in capsys.readouterr().out
+    for run in ("notebook", "list", "clean"):
         shutil.rmtree(inside / "checkpoints" / run)
 
 
@@ -337,6 +350,8 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["fit", "--unfreeze.layers", "many"], "unfreeze.layers"),
         (["fit", "--unfreeze.layers", "200"], "--unfreeze.layers must be 'all' or from 1 to 154"),
         (["fit", "--model.dropout", "1"], "--model.dropout"),
+        (["fit", "--save_every_n_steps", "0"], "--save_every_n_steps must be at least 1"),
+        (["fit", *TWO, "--data.batch_size", "9"], "--data.batch_size 9 cannot be divided among 2 devices"),
         (["fit", "--model.weights", "nowhere.pth"], "--model.weights: there is no file 'nowhere.pth'"),
         (["fit", "--data.augmentation.zoom", "2"], "zoom"),
         (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),

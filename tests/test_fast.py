@@ -19,7 +19,8 @@ def network(layers: TopLayers) -> FlowerNet:
     found = FlowerNet(5)
     for module in found.modules():
         if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.5, 2)
             nn.init.uniform_(module.weight, 0.5, 2)
@@ -47,8 +48,8 @@ def gradients(net: FlowerNet, logits: Tensor, labels: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("layers", [0, 2, 3, 30, 31, 40, "all"])
 def test_logits_and_gradients_are_the_plain_network_s(layers: TopLayers) -> None:
-    """In float64, where only a mistake is larger than 1e-12; 30 cuts between a convolution and its norm, 40 inside
-    a residual block."""
+    """In float64, where only a mistake is larger than 1e-12; 30 cuts between a convolution and its norm, 40
+    inside a residual block."""
     net = network(layers).double()
     photos, labels, keys = batch()
     frozen = FrozenPart(net, torch.float64, SIZE)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
-import torch
 import yaml
+from comparing import assert_same_runs
 
 from flowers_pl.checkpointing import read_checkpoint
 from flowers_pl.cli import main
+from flowers_pl.saving import RunCheckpoints
 from flowers_pl.tracking import read_table
 
 SMALL: dict[str, Any] = {
@@ -44,34 +48,79 @@ def test_a_resumed_run_ends_as_if_never_stopped(home: Path, epochs: int) -> None
     assert main(["fit", "--config", "small.yaml", "--run_name", "parts", *stop]) == 0
     assert len(read_table(run / "metrics.csv")) == epochs
     assert main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--trainer.max_epochs", "-1"]) == 0
-    for name in ("best.ckpt", "last.ckpt"):
-        whole, parts = (read_checkpoint(home / "checkpoints" / one / name) for one in ("whole", "parts"))
-        assert whole["epoch"] == parts["epoch"]
-        assert whole["global_step"] == parts["global_step"]
-        assert all(
-            torch.equal(whole["state_dict"][key], parts["state_dict"][key]) for key in whole["state_dict"]
-        )
-    for one, other in zip(
-        read_table(home / "checkpoints/whole/metrics.csv"), read_table(run / "metrics.csv"), strict=True
-    ):
-        assert {**one, "images_per_second": 0} == {**other, "images_per_second": 0}
+    assert_same_runs(home / "checkpoints" / "whole", run)
     shutil.rmtree(run)
 
 
 def test_a_finished_run_says_so_and_stays(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = home / "checkpoints" / "whole"
-    before = read_checkpoint(run / "last.ckpt")["state_dict"]
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
     with caplog.at_level("INFO", "flowers_pl"):
         assert main(["fit", "--ckpt_path", str(run / "last.ckpt")]) == 0
     assert "This run is finished" in caplog.text
-    after = read_checkpoint(run / "last.ckpt")["state_dict"]
-    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert before == {file: file.stat().st_mtime_ns for file in run.rglob("*")}
 
 
-def test_other_classes_cannot_be_resumed_on(
-    home: Path, drawings: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def middle(home: Path) -> Iterator[Path]:
+    """A run stopped by SIGTERM in the middle of stage 2's first epoch: after 3 of its 5 batches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunCheckpoints, "on_train_batch_start", sends(signal.SIGTERM, step=12), raising=False)
+        assert main(["fit", "--config", "small.yaml", "--run_name", "middle"]) == 143
+    yield home / "checkpoints" / "middle"
+    shutil.rmtree(home / "checkpoints" / "middle")
+
+
+def sends(number: int, step: int) -> Callable[..., None]:
+    """A hook that sends this process a signal when a step begins."""
+
+    def hook(self: Any, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == step:
+            os.kill(os.getpid(), number)
+
+    return hook
+
+
+def test_a_run_stopped_inside_an_epoch_goes_on_there(
+    home: Path, middle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = read_checkpoint(middle / "last.ckpt")
+    assert (checkpoint["epoch"], checkpoint["global_step"]) == (2, 13)
+    assert read_checkpoint(middle / "best.ckpt")["epoch"] < 2
+    with caplog.at_level("INFO", "flowers_pl"):
+        assert main(["fit", "--ckpt_path", str(middle / "last.ckpt")]) == 0
+    assert "Changed" not in caplog.text
+    assert_same_runs(home / "checkpoints" / "whole", middle)
+
+
+def test_settings_that_change_are_named_and_win(
+    home: Path, middle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    resume = ["fit", "--ckpt_path", str(middle / "last.ckpt")]
+    with caplog.at_level("INFO", "flowers_pl"):
+        assert main([*resume, "--model.top_lr", "0.003", "--unfreeze.top_epochs", "1"]) == 0
+    changes = [message for message in caplog.messages if message.startswith("Changed")]
+    assert changes == [
+        "Changed for this resume: --model.top_lr from 0.0001 to 0.003.",
+        "Changed for this resume: --unfreeze.top_epochs from 2 to 1.",
+    ]
+    rows = read_table(middle / "metrics.csv")
+    assert (rows[2]["lr_head"], rows[2]["lr_top"], len(rows)) == (0.003, 0.003, 3)
+    groups = read_checkpoint(middle / "last.ckpt")["optimizer_states"][0]["param_groups"]
+    assert [group["lr"] for group in groups] == [0.003, 0.003]
+    assert yaml.safe_load((middle / "config.yaml").read_text())["model"]["top_lr"] == 0.003
+
+
+def test_a_resume_that_cannot_be_is_refused(
+    home: Path, middle: Path, drawings: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(drawings, home / "fewer", ignore=shutil.ignore_patterns("tulip"))
-    last = str(home / "checkpoints" / "whole" / "last.ckpt")
-    assert main(["fit", "--ckpt_path", last, "--data.root", "fewer"]) == 1
-    assert "trained with classes" in capsys.readouterr().err.splitlines()[-1]
+    kept = {file.name: file.read_bytes() for file in middle.iterdir() if file.suffix in (".ckpt", ".yaml")}
+    for args, message in (
+        (["--data.batch_size", "10"], "saved inside an epoch, whose photos, --data.batch_size,"),
+        (["--seed_everything", "1"], "saved inside an epoch"),
+        (["--data.root", "fewer"], "trained with classes"),
+    ):
+        assert main(["fit", "--ckpt_path", str(middle / "last.ckpt"), *args]) == 1
+        assert message in capsys.readouterr().err.splitlines()[-1]
+        assert kept == {name: (middle / name).read_bytes() for name in kept}

@@ -1,0 +1,133 @@
+"""What an audit finds out about a folder of photos."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+UNREADABLE, MISNAMED, UNLIKE = "unreadable", "wrongly named", "unlike any class"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something about one photo that its owner should know.
+
+    Args:
+        kind: one of the three above, "animated", "small", "elongated", or a kind of `oddities.Look`.
+        path: of the photo.
+        detail: what was found, for a reader.
+    """
+
+    kind: str
+    path: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Photos that are one photo.
+
+    Args:
+        paths: of all of them.
+        exact: whether all have the same pixels.
+        classes: that they stand under; more than one is a fault.
+    """
+
+    paths: list[str]
+    exact: bool
+    classes: list[str]
+
+
+@dataclass(frozen=True)
+class LookAlikes:
+    """Two photos that seem to show the same flower.
+
+    Args:
+        paths: of the two.
+        cosine: of their features.
+    """
+
+    paths: list[str]
+    cosine: float
+
+
+@dataclass(frozen=True)
+class SuspectLabel:
+    """A photo that probably stands under the wrong class; see `suspects.Suspect`."""
+
+    path: str
+    given: str
+    likely: str
+    given_probability: float
+    likely_probability: float
+    margin: float
+
+
+@dataclass(frozen=True)
+class LabelCheck:
+    """What cross-validation says about the labels.
+
+    Args:
+        classes: those that were judged: each has at least `suspects.FOLDS` different photos.
+        photos: how many were judged.
+        accuracy: share of them that the out-of-fold predictions get right.
+        confident_joint: photos by given (row) and confident class (column).
+        estimated_joint: the same, scaled to all photos.
+        estimated_wrong: how many labels are wrong, by that estimate.
+        suspects: the worst first.
+    """
+
+    classes: list[str]
+    photos: int
+    accuracy: float
+    confident_joint: list[list[int]]
+    estimated_joint: list[list[float]]
+    estimated_wrong: float
+    suspects: list[SuspectLabel]
+
+
+@dataclass
+class Findings:
+    """All that an audit found.
+
+    Args:
+        root: the folder.
+        files: how many files each class folder has.
+        readable: how many of them are photos.
+        strays: files beside the class folders, which no command reads.
+        formats: how many photos are of each format; likewise modes and EXIF orientations.
+        widths: smallest, median and largest width of the upright photos, pixels; likewise heights.
+        faults: of single photos.
+        duplicates: exact and near ones.
+        look_alikes: pairs that are no duplicates.
+        straddling: for each split its groups of duplicates with photos on both sides.
+        labels: None where they were not checked.
+        unchecked: why not.
+    """
+
+    root: str
+    files: dict[str, int]
+    readable: dict[str, int]
+    strays: list[str]
+    formats: dict[str, int] = field(default_factory=dict)
+    modes: dict[str, int] = field(default_factory=dict)
+    orientations: dict[str, int] = field(default_factory=dict)
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    duplicates: list[Duplicates] = field(default_factory=list)
+    look_alikes: list[LookAlikes] = field(default_factory=list)
+    straddling: dict[str, list[list[str]]] = field(default_factory=dict)
+    labels: LabelCheck | None = None
+    unchecked: str = ""
+
+    @property
+    def imbalance(self) -> float:
+        """The largest class over the smallest; infinite where one has no photo."""
+        counts = self.readable.values()
+        return max(counts) / min(counts) if min(counts) else float("inf")
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        imbalance = self.imbalance if min(self.readable.values()) else None
+        return asdict(self) | {"imbalance": imbalance}

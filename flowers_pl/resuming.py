@@ -1,0 +1,94 @@
+"""What the command line must know to go on with a run: its settings, what changed, and whether it is over."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.cli import SaveConfigCallback
+
+from flowers_pl.checkpointing import KEY, LAST, read_checkpoint
+from flowers_pl.saving import MIDDLE
+
+log = logging.getLogger(__name__)
+CONFIG = "config.yaml"
+OF_THE_COMMAND = {"config", "ckpt_path", "run_name"}  # no settings of a run
+
+
+class RunSettings(SaveConfigCallback):
+    """Writes `config.yaml` once training begins, whole or not at all.
+
+    Lightning writes it before it has read the checkpoint, so that a resume which is refused would leave the
+    run with settings that it was not trained with.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Not yet."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = trainer.log_dir  # asked on all ranks: Lightning broadcasts it
+        if trainer.is_global_zero and folder is not None:
+            file = Path(folder) / self.config_filename
+            file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = file.with_name(f".{file.name}")
+            self.parser.save(self.config, str(unfinished), skip_none=False, overwrite=True, multifile=False)
+            os.replace(unfinished, file)
+
+
+def log_changes(before: Path, now: str) -> None:
+    """Name each setting that a resumed run does not have from its own config.yaml.
+
+    Args:
+        before: the run's config.yaml.
+        now: the settings as they are, in YAML.
+    """
+    if not before.is_file():
+        log.warning("%s is missing: settings are the defaults and those of the command line.", before)
+        return
+    old, new = (dict(_flat(yaml.safe_load(text))) for text in (before.read_text(), now))
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name) and name.partition(".")[0] not in OF_THE_COMMAND:
+            log.info("Changed for this resume: --%s from %s to %s.", name, old.get(name), new.get(name))
+
+
+def _flat(settings: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield above + name, value
+
+
+def finished(ckpt: Path) -> bool:
+    """Whether the last stage of a checkpoint's run has ended."""
+    checkpoint = read_checkpoint(ckpt)
+    stage = checkpoint[KEY]["stage"]
+    return bool(stage["last"] and stage["ended"]) and MIDDLE not in checkpoint
+
+
+def how_to_go_on(run: Path) -> str:
+    """The command that takes up a run that was stopped."""
+    if not (run / LAST).is_file():
+        return "nothing was saved yet; start it again as before"
+    command = f"python -m flowers_pl fit --ckpt_path {run / LAST}"
+    if "TORCHELASTIC_RUN_ID" in os.environ or SLURMEnvironment.detect():
+        return f"go on with --ckpt_path {run / LAST} in the command that started it"
+    return f"go on with: {command}"
+
+
+def job_name() -> str | None:
+    """A name for the run of a SLURM job, the same on all its machines and after each requeue."""
+    return f"slurm-{SLURMEnvironment.job_id()}" if SLURMEnvironment.detect() else None
+
+
+def restarted() -> bool:
+    """Whether SLURM (after a requeue) or torchrun (`--max-restarts`) starts the same command again."""
+    return any(
+        int(os.environ.get(name, 0)) > 0 for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+    )

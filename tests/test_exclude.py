@@ -1,0 +1,108 @@
+"""exclude.py: a list of photos to leave out is written safely, taken back, and obeyed."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flowers_pl.datamodule import FlowersDataModule
+from flowers_pl.errors import FlowersError
+from flowers_pl.exclude import read_exclusions, write_exclusions
+from flowers_pl.photos import LeftOut
+from flowers_pl.split import write_split
+
+LISTED = [
+    LeftOut(name, 'why, "indeed"\nso')
+    for name in (
+        "rose/a.jpg",
+        '=cmd|" /C calc"!A0/b.jpg',
+        "+1/c",
+        "-1/d",
+        "@x/e",
+        "\t/f",
+        "\r/g",
+        "rose/h\ni",
+        "rose/\udcff",
+    )
+]
+
+
+def module(root: Path, **settings: object) -> FlowersDataModule:
+    data = FlowersDataModule(root=str(root), image_size=32, workers=0, **settings)  # type: ignore[arg-type]
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def test_a_list_is_taken_back_and_no_cell_is_a_formula(tmp_path: Path) -> None:
+    write_exclusions(tmp_path / "list.csv", LISTED)
+    assert read_exclusions(tmp_path / "list.csv") == dict(LISTED)
+    with open(tmp_path / "list.csv", newline="", errors="surrogateescape") as stream:
+        cells = [cell for row in csv.reader(stream) for cell in row]
+    assert len(cells) == 2 + 2 * len(LISTED)
+    assert not [cell for cell in cells if cell[0] in "=+-@\t\r"]
+
+
+def test_reasons_are_not_needed(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path\nrose/a.jpg\n\n./rose/b.jpg\n")
+    assert read_exclusions(tmp_path / "list.csv") == {"rose/a.jpg": "", "rose/b.jpg": ""}
+
+
+def test_a_file_that_is_no_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("rose/a.jpg\n")
+    with pytest.raises(FlowersError, match=r"--data.exclude: .*no column 'path'"):
+        read_exclusions(tmp_path / "list.csv")
+    with pytest.raises(FlowersError, match=r"--data.exclude: .*none.csv.* cannot be read"):
+        read_exclusions(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("split", ["grouped", "notebook"])
+def test_photos_on_the_list_take_no_part(drawings: Path, tmp_path: Path, split: str) -> None:
+    every = module(drawings, split=split)
+    listed = [every.judged[0].path, every.placed[7].path]
+    write_exclusions(tmp_path / "list.csv", [LeftOut(listed[0], "blurred"), LeftOut(listed[1], "")])
+    data = module(drawings, split=split, exclude=str(tmp_path / "list.csv"))
+    assert {one.path for one in every.placed} - {one.path for one in data.placed} == set(listed)
+    assert sorted(data.left_out) == sorted(
+        [
+            LeftOut(listed[0], "is on the list list.csv: blurred"),
+            LeftOut(listed[1], "is on the list list.csv"),
+        ]
+    )
+    assert len(data.train_photos) + len(data.val_photos) == len(every.placed) - 2
+
+
+def test_a_given_split_goes_without_them_too(drawings: Path, tmp_path: Path) -> None:
+    every = module(drawings)
+    write_split(tmp_path / "split.csv", every.placed)
+    write_exclusions(tmp_path / "list.csv", [LeftOut(every.placed[3].path, "")])
+    data = module(drawings, split=str(tmp_path / "split.csv"), exclude=str(tmp_path / "list.csv"))
+    assert data.placed == [one for one in every.placed if one.path != every.placed[3].path]
+
+
+def test_one_of_two_copies_on_the_list_settles_the_conflict(tmp_path: Path, drawings: Path) -> None:
+    root = tmp_path / "photos"
+    shutil.copytree(drawings, root)
+    right, wrong = module(drawings).placed[0].path, "tulip/copy.png"
+    shutil.copy(root / right, root / wrong)
+    assert {one.path for one in module(root).left_out} == {wrong, right}
+    write_exclusions(tmp_path / "list.csv", [LeftOut(wrong, "it is the other")])
+    data = module(root, exclude=str(tmp_path / "list.csv"))
+    assert [one.path for one in data.left_out] == [wrong]
+    assert right in {one.path for one in data.placed}
+
+
+def test_a_list_for_another_folder_is_refused(drawings: Path, tmp_path: Path) -> None:
+    write_exclusions(tmp_path / "list.csv", [LeftOut("rose/nowhere.jpg", "")])
+    with pytest.raises(FlowersError, match=r"none of the 1 photos .* is below --data.root"):
+        module(drawings, exclude=str(tmp_path / "list.csv"))
+
+
+def test_a_class_that_the_list_empties_is_named(drawings: Path, tmp_path: Path) -> None:
+    roses = [file.relative_to(drawings).as_posix() for file in (drawings / "rose").iterdir()]
+    write_exclusions(tmp_path / "list.csv", [LeftOut(path, "") for path in roses])
+    with pytest.raises(FlowersError, match=r"class 'rose' .* has 0 usable photos"):
+        module(drawings, exclude=str(tmp_path / "list.csv"))
