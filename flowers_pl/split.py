@@ -174,7 +174,7 @@ def read_split(file: Path, photos: Sequence[Photo], excluded: Container[str] = (
         placed = sorted(one for one in listed if one.path not in excluded)
     except LookupError as missing:
         raise FlowersError(
-            f"--data.split: {str(file)!r} has no column {missing}; use a run's split.csv."
+            f"--data.split: {str(file)!r} has no column {missing.args[0]!r}; use a run's split.csv."
         ) from missing
     except (OSError, csv.Error, UnicodeError) as error:
         raise FlowersError(
