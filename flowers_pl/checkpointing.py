@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(unfinished, path)
             _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:
-            raise FlowersError(
-                f"The checkpoint {str(path)!r} cannot be written ({error}); make room and resume from the"
-                " last one."
-            ) from error
+            raise _unwritten(path, error) from error
         finally:
             Path(unfinished).unlink(missing_ok=True)
 
@@ -108,6 +106,33 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def copy_checkpoint(path: Path, to: Path) -> None:
+    """Let `to` be the checkpoint that `path` is now, at every moment the old or the new one.
+
+    Raises:
+        FlowersError: it cannot be written; the old file is as it was.
+    """
+    unfinished = to.with_name(f".{to.name}-{os.getpid()}")
+    try:
+        unfinished.unlink(missing_ok=True)
+        try:
+            os.link(path, unfinished)  # no file of ours is ever changed in place
+        except OSError:  # a file system without links
+            shutil.copyfile(path, unfinished)
+        os.replace(unfinished, to)
+        _sync_folder(to.parent)
+    except OSError as error:
+        raise _unwritten(to, error) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _unwritten(path: Path, error: Exception) -> FlowersError:
+    return FlowersError(
+        f"The checkpoint {str(path)!r} cannot be written ({error}); make room and resume from the last one."
+    )
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -242,7 +242,7 @@ class FlowerClassifier(L.LightningModule):
             self._trained = TrainedPart(self.network, self.frozen)
 
     def on_train_epoch_start(self) -> None:
-        """A callback may have begun another stage; a run that is resumed inside an epoch only starts to train."""
+        """A callback may have begun another stage; or a run is resumed inside an epoch."""
         self.part_network()
 
     on_train_start = on_validation_epoch_start = on_predict_epoch_start = on_train_epoch_start

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from flowers_pl.arguments import JUDGING, checkpoint_for, exported_for
 from flowers_pl.audit import audit
 from flowers_pl.board import LogGradCam, LogPredictions
-from flowers_pl.checkpointing import BEST, LAST, AtomicCheckpointIO, read_checkpoint
+from flowers_pl.checkpointing import BEST, KEY, LAST, AtomicCheckpointIO, read_checkpoint
 from flowers_pl.classifier import FlowerClassifier, Prediction
 from flowers_pl.commands import (
     CHECKED,
@@ -37,6 +37,7 @@ from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.errors import FlowersError
 from flowers_pl.finetune import StageEarlyStopping, UnfreezeTopLayers
 from flowers_pl.photos import shown
+from flowers_pl.precision import best_precision
 from flowers_pl.predictions import prediction_rows, prediction_table, write_predictions
 from flowers_pl.report import judge
 from flowers_pl.resuming import CONFIG, RunSettings, finished, how_to_go_on, job_name, log_changes, restarted
@@ -109,7 +110,9 @@ class FlowersCLI(LightningCLI):
         asked = bool({"-h", "--help"} & set(args))
         self._ckpt = None if asked or self._exported else checkpoint_for(command, args)
         settings = self._ckpt.parent / CONFIG if self._ckpt and command == "fit" else None
-        self._trained_on = settings_of(self._ckpt) if self._ckpt and command in JUDGING else {}
+        ours = read_checkpoint(self._ckpt)[KEY] if self._ckpt and command in JUDGING else {}
+        self._trained_on = settings_of(self._ckpt, ours) if self._ckpt and ours else {}
+        self._trained_in = ours.get("precision")
         super().__init__(
             FlowerClassifier,
             FlowersDataModule,
@@ -237,6 +240,10 @@ class FlowersCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self.subcommand in OTHERS:
             return
+        trainer = self.config[self.subcommand].trainer
+        if trainer.precision is None:  # what was trained exactly is judged exactly
+            exact = self._trained_in == "32-true"
+            trainer.precision = self._trained_in if exact else best_precision(trainer.accelerator)
         if self.subcommand == "fit":
             self._run = self._run_folder()
             if self._ckpt is None:

@@ -338,6 +338,9 @@ class _ConvNormRelu(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         maps, folded, found, weight, scale, rate = ctx.saved_tensors
         one, (to_maps, to_weight, to_gain, to_shift) = ctx.one, ctx.needs_input_grad[:4]
+        if not len(maps):  # a rank without a photo in a short batch: torch's own backward fails (2.14)
+            like = (maps, weight, scale, scale)
+            return *(torch.zeros_like(one) for one in like), None, None
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
         if one.relu:
             gradient = torch.ops.aten.hardtanh_backward(gradient, found, 0, 6)

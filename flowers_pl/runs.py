@@ -32,10 +32,15 @@ CARD = "MODEL_CARD.md"
 # ---------------------------------------------------------------- facts
 
 
-def settings_of(ckpt: Path) -> dict[str, Any]:
+def settings_of(ckpt: Path, ours: dict[str, Any] | None = None) -> dict[str, Any]:
     """The data settings that a checkpoint was trained with, and the very split, where it still lies beside
-    it; that names the photos, so no list of others to leave out is needed."""
-    data = dict(read_checkpoint(ckpt)[KEY]["data"])
+    it; that names the photos, so no list of others to leave out is needed.
+
+    Args:
+        ckpt: the checkpoint.
+        ours: our own part of it, where it has been read already.
+    """
+    data = dict((ours or read_checkpoint(ckpt)[KEY])["data"])
     split = ckpt.parent / SPLIT
     return data | ({"split": str(split), "exclude": None} if split.is_file() else {})
 

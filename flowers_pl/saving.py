@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from flowers_pl.batches import Batch
-from flowers_pl.checkpointing import BEST, KEY, LAST, read_checkpoint, remove_leftovers
+from flowers_pl.checkpointing import BEST, KEY, LAST, copy_checkpoint, read_checkpoint, remove_leftovers
 from flowers_pl.errors import FlowersError
 from flowers_pl.stopping import StopSignals
 
@@ -81,9 +81,10 @@ class RunCheckpoints(Checkpoint):
         loss = float(trainer.callback_metrics["val_loss"])
         if better := loss < self.best_loss:
             self.best_loss, self.best_epoch = loss, trainer.current_epoch
-        if better:
-            trainer.save_checkpoint(self.path(trainer, BEST))
-        trainer.save_checkpoint(self.path(trainer, LAST))
+        best, last = self.path(trainer, BEST), self.path(trainer, LAST)
+        trainer.save_checkpoint(best if better else last)
+        if better and trainer.is_global_zero:
+            copy_checkpoint(best, last)
         self._obey(self._noted(trainer), trainer)
 
     def _noted(self, trainer: L.Trainer) -> set[int]:

@@ -29,7 +29,7 @@ SMALL = {
     "data": {"image_size": 32, "batch_size": 8, "workers": 0},
     "model": {"weights": None},
     "unfreeze": {"head_epochs": 1, "top_epochs": 2},
-    "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
+    "trainer": {"accelerator": "cpu", "devices": 1, "precision": "32", "enable_progress_bar": False},
 }
 TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
 

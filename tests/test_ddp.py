@@ -34,7 +34,7 @@ def write_settings(home: Path, drawings: Path, **changed: Any) -> None:
             "val_fraction": 0.1,
             "workers": 0,
         },
-        "model": {"weights": None, "top_lr": 1e-3},
+        "model": {"weights": None},
         "unfreeze": {"head_epochs": 2, "top_epochs": 2},
         "export": "none",
         "trainer": {
@@ -77,7 +77,6 @@ def fit(home: Path, *args: str, torchrun: list[str] | None = None, **environment
     """A `fit` that ends well, and what it printed."""
     code, said = finish(start(home, *args, torchrun=torchrun, **environment))
     assert code == 0, said
-    assert said.count("Stage 2 trains") <= 1  # one rank speaks
     return said
 
 
@@ -116,7 +115,8 @@ def test_any_number_of_processes_gives_the_same_run(
     for number, strategy in ((1, "auto"), (devices, "ddp")):
         many = {"devices": number, "strategy": strategy, "precision": "64-true", "batch_size": batch_size}
         write_settings(tmp_path, drawings, **many)
-        fit(tmp_path, "--config", "small.yaml", "--run_name", str(number))
+        said = fit(tmp_path, "--config", "small.yaml", "--run_name", str(number))
+        assert said.count("Stage 2 trains") == 1  # one rank speaks
     one, several = (tmp_path / "checkpoints" / str(number) for number in (1, devices))
     difference = largest_difference(weights(one), weights(several))
     print(f"float64, 1 and {devices} processes: weights differ by {difference:.2g} at most")

@@ -17,7 +17,9 @@ from flowers_pl.batches import Batch
 from flowers_pl.classifier import FlowerClassifier, MeanLoss, Stage
 from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.errors import FlowersError
+from flowers_pl.fast import FrozenPart, TrainedPart
 from flowers_pl.finetune import StageEarlyStopping, UnfreezeTopLayers
+from flowers_pl.mobilenet import FlowerNet
 
 
 def trainer(*callbacks: L.Callback, **options: Any) -> L.Trainer:
@@ -346,3 +348,16 @@ def test_a_stage_is_kept_in_plain_types() -> None:
     other.on_load_checkpoint(checkpoint)
     assert other.stage == model.stage
     assert all(weight.requires_grad for weight in other.network.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_rank_without_a_photo_has_gradients_of_zero(dtype: torch.dtype) -> None:
+    """A short last batch may leave a rank none; the other ranks wait for its gradients all the same."""
+    network = FlowerNet(5).to(torch.promote_types(dtype, torch.float32))
+    network.train_top_layers(30)
+    frozen = FrozenPart(network, dtype, 32)
+    logits = TrainedPart(network, frozen)(frozen(torch.zeros(0, 3, 32, 32, dtype=torch.uint8)))
+    assert logits.shape == (0, 5)
+    F.cross_entropy(logits, torch.zeros(0, dtype=torch.int64), reduction="sum").backward()
+    gradients = [weight.grad for weight in network.parameters() if weight.requires_grad]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)

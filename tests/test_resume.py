@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {
     "model": {"weights": None},
     "unfreeze": {"head_epochs": 2, "top_epochs": 2},
     "export": "none",
-    "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
+    "trainer": {"accelerator": "cpu", "devices": 1, "precision": "32", "enable_progress_bar": False},
 }
 
 

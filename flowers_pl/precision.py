@@ -1,0 +1,27 @@
+"""Which precision a machine computes best in."""
+
+from __future__ import annotations
+
+import torch
+
+
+def best_precision(accelerator: str = "auto") -> str:
+    """What `--trainer.precision` is where it is not given: "bf16-mixed" where the hardware multiplies
+    bfloat16, else "32-true".
+
+    Weights, optimizer and losses stay float32. GPUs multiply bfloat16 from compute capability 8.0 on, CPUs
+    with AMX or AVX-512 BF16 do; elsewhere it is emulated, and slower than float32.
+
+    Args:
+        accelerator: as the Trainer takes it.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif accelerator in ("auto", "cpu"):
+        tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # of torch.cpu, not public yet
+        fast = (
+            any(getattr(torch.cpu, test, bool)() for test in tests) and not torch.backends.mps.is_available()
+        )
+    else:
+        fast = False
+    return "bf16-mixed" if fast else "32-true"
