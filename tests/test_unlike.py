@@ -80,7 +80,7 @@ def fit(drawings: Path, run: str) -> list[str]:
         "fit", "--data.root", str(drawings), "--data.image_size", "32", "--data.workers", "0",
         "--data.batch_size", "8", "--model.weights", "null", "--export", "none",
         "--unfreeze.head_epochs", "1", "--unfreeze.top_epochs", "1", "--trainer.accelerator", "cpu",
-        "--trainer.devices", "1", "--trainer.enable_progress_bar", "false", "--run_name", run,
+        "--trainer.devices", "1", "--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false", "--run_name", run,
     ]  # fmt: skip
 
 
@@ -92,8 +92,8 @@ def test_the_best_checkpoint_carries_the_score_of_its_own_weights(home: Path, dr
     kept = model.unlike
     assert kept is not None
     again = model.fit_unlike(data)
-    assert kept.limit == pytest.approx(again.limit, rel=0.01)  # in bfloat16, perhaps, and in float32
-    assert torch.allclose(kept.mean, again.mean, atol=2e-3)
+    assert kept.limit == pytest.approx(again.limit, rel=1e-3)
+    assert torch.allclose(kept.mean, again.mean, atol=1e-4)
     flagged = [model.unlikeness(drawings / photo.path) > 1 for photo in data.judged]  # type: ignore[operator]
     assert sum(flagged) <= 1  # of ten
     assert read_checkpoint(home / "checkpoints" / "first" / "last.ckpt")[KEY]["unlike"] is None
@@ -130,7 +130,7 @@ def test_predict_has_the_score_and_the_flag(home: Path, drawings: Path) -> None:
     for row in rows:
         score = model.unlikeness(drawings / "rose" / row["path"])
         assert score is not None
-        assert float(row["unlike"]) == pytest.approx(score, abs=0.02)
+        assert float(row["unlike"]) == pytest.approx(score, abs=2e-3)
         assert row["unknown"] == ("yes" if float(row["unlike"]) > 1 else "no")
 
 
