@@ -80,7 +80,8 @@ def fit(drawings: Path, run: str) -> list[str]:
         "fit", "--data.root", str(drawings), "--data.image_size", "32", "--data.workers", "0",
         "--data.batch_size", "8", "--model.weights", "null", "--export", "none",
         "--unfreeze.head_epochs", "1", "--unfreeze.top_epochs", "1", "--trainer.accelerator", "cpu",
-        "--trainer.devices", "1", "--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false", "--run_name", run,
+        "--trainer.devices", "1", "--trainer.precision", "32-true", "--run_name", run,
+        "--trainer.enable_progress_bar", "false",
     ]  # fmt: skip
 
 
