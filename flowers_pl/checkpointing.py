@@ -146,6 +146,13 @@ def remove_leftovers(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
+def add_to_checkpoint(path: Path, part: dict[str, Any]) -> None:
+    """Write a checkpoint again, whole or not at all, with more in our own part of it."""
+    checkpoint = read_checkpoint(path)
+    checkpoint[KEY] |= part
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+
+
 def newest_best(folder: str | os.PathLike[str] = "checkpoints") -> Path:
     """The `best.ckpt` that was written last among the runs in `folder`.
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, cast
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -22,11 +23,14 @@ from torchmetrics.classification import (
 )
 
 from flowers_pl import checkpointing
-from flowers_pl.batches import Batch
+from flowers_pl.batches import Batch, CachedPhotos
+from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.decode import UnreadablePhoto, load_photo
 from flowers_pl.errors import FlowersError
 from flowers_pl.fast import FrozenPart, TrainedPart
 from flowers_pl.mobilenet import IMAGENET_MEAN, IMAGENET_STD, FlowerNet, TopLayers, start_from_nothing
+from flowers_pl.saving import RunCheckpoints
+from flowers_pl.unlike import TRAINING, Unlike, even_places
 from flowers_pl.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -87,11 +91,13 @@ class Prediction(NamedTuple):
         rows: int64 (N,): which photos of the list these are.
         probabilities: float (N, classes).
         unreadable: (row, reason) of photos of the batch that could not be read.
+        unlike: float (N,), see `unlike.Unlike`; None where the model cannot tell, and in a test.
     """
 
     rows: Tensor
     probabilities: Tensor
     unreadable: Sequence[tuple[int, str]]
+    unlike: Tensor | None = None
 
 
 class FlowerClassifier(L.LightningModule):
@@ -146,6 +152,7 @@ class FlowerClassifier(L.LightningModule):
         self.image_size = 0
         self.tested: list[Prediction] = []
         self.frozen: FrozenPart | None = None
+        self.unlike: Unlike | None = None
         self._restored = False
 
     # ---------------------------------------------------------------- the network
@@ -199,6 +206,7 @@ class FlowerClassifier(L.LightningModule):
     def on_fit_start(self) -> None:
         """Read the starting weights, on one rank, and hand them to the others; not where a checkpoint is
         resumed."""
+        self.unlike = None  # of weights that will change
         if self._restored:
             return
         if self.trainer.is_global_zero:
@@ -296,8 +304,10 @@ class FlowerClassifier(L.LightningModule):
         self.part_network()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
-        """Probabilities of a batch's photos."""
-        return Prediction(batch.rows, self._logits(batch).softmax(1), batch.unreadable)
+        """Probabilities of a batch's photos, and how unlike the training photos they are."""
+        features = self.network.features(batch.photos) if batch.features is None else batch.features
+        unlike = None if self.unlike is None else self.unlike(features)
+        return Prediction(batch.rows, self.network.head(features).softmax(1), batch.unreadable, unlike)
 
     def on_validation_epoch_end(self) -> None:
         """Log the epoch, its training too: a checkpoint is saved next, and a run resumed from it goes on
@@ -332,6 +342,41 @@ class FlowerClassifier(L.LightningModule):
             self.log(key, value, logger=curve, prog_bar=key in shown)
         self._loss(name).reset()
         self._metrics(name).reset()
+
+    def on_train_end(self) -> None:
+        """Fit what tells unknown pictures, with the best weights, and keep it in their checkpoint."""
+        saved = [one for one in self.trainer.checkpoint_callbacks if isinstance(one, RunCheckpoints)]
+        if not saved or saved[0].best_epoch < 0 or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        file = saved[0].path(self.trainer, checkpointing.BEST)
+        fitted = self.fit_unlike(self._data).state() if self.trainer.is_global_zero else None
+        fitted = self.trainer.strategy.broadcast(fitted)
+        self.unlike = Unlike.from_state(fitted)
+        if self.trainer.is_global_zero:
+            checkpointing.add_to_checkpoint(file, {"unlike": fitted})
+
+    def fit_unlike(self, data: FlowersDataModule) -> Unlike:
+        """Fit `unlike` on photos of the training side and, its limit, on those of the validation side.
+
+        Args:
+            data: set up for `fit`.
+        """
+        training, held_out = (
+            self._features(photos, even_places(photos.labels, most))
+            for photos, most in ((data.train_photos, TRAINING), (data.val_photos, 2 * TRAINING))
+        )
+        self.unlike = Unlike.fit(training, held_out)
+        return self.unlike
+
+    @torch.inference_mode()
+    def _features(self, photos: CachedPhotos, places: np.ndarray, batch: int = 8) -> Tensor:
+        """Pooled features, float32 (N, C), of photos that are not augmented, computed as in `predict`."""
+        dtype = COMPUTED_IN.get(str(self.trainer.precision)) if self._trainer is not None else None
+        pooled = self.network.features
+        if dtype is not None:
+            pooled = FrozenPart(self.network, dtype, self.image_size, whole=True)  # type: ignore[assignment]
+        parts = (places[start : start + batch] for start in range(0, len(places), batch))
+        return torch.cat([pooled(photos.read(part).to(self.device)).float() for part in parts])
 
     @property
     def learning_rate(self) -> float:
@@ -380,12 +425,27 @@ class FlowerClassifier(L.LightningModule):
         Raises:
             FlowersError: the photo cannot be read.
         """
+        probabilities = self.eval()(self._photo(path)).softmax(1)[0].tolist()
+        return dict(sorted(zip(self.classes, probabilities, strict=True), key=lambda item: -item[1]))
+
+    @torch.inference_mode()
+    def unlikeness(self, path: str | os.PathLike[str]) -> float | None:
+        """How unlike the training photos one photo is: above 1 it is probably of none of the classes.
+
+        None where the checkpoint cannot tell: only the `best.ckpt` of a run that has ended can.
+
+        Raises:
+            FlowersError: the photo cannot be read.
+        """
+        photo = self._photo(path)
+        return None if self.unlike is None else float(self.unlike(self.eval().network.features(photo))[0])
+
+    def _photo(self, path: str | os.PathLike[str]) -> Tensor:
+        """One photo as a batch, uint8 (1, 3, size, size)."""
         try:
-            photo = load_photo(path, self.image_size)
+            return load_photo(path, self.image_size)[None].to(self.device)
         except UnreadablePhoto as reason:
             raise FlowersError(f"{str(path)!r} cannot be read: {reason}.") from reason
-        probabilities = self.eval()(photo[None].to(self.device)).softmax(1)[0].tolist()
-        return dict(sorted(zip(self.classes, probabilities, strict=True), key=lambda item: -item[1]))
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -400,6 +460,7 @@ class FlowerClassifier(L.LightningModule):
             "stage": asdict(self.stage),
             "precision": str(self.trainer.precision),
             "data": self._data.settings() if self._data else {},
+            "unlike": self.unlike.state() if self.unlike else None,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -418,5 +479,6 @@ class FlowerClassifier(L.LightningModule):
                 )
         if not self.classes:
             self.build(ours["classes"], ours["image_size"], ours["mean"], ours["std"])
+        self.unlike = Unlike.from_state(ours.get("unlike"))
         self.enter_stage(Stage(**ours["stage"]))
         self._restored = True

@@ -36,6 +36,7 @@ from flowers_pl.commands import (
 from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.errors import FlowersError
 from flowers_pl.finetune import StageEarlyStopping, UnfreezeTopLayers
+from flowers_pl.photos import shown
 from flowers_pl.precision import best_precision
 from flowers_pl.predictions import prediction_rows, prediction_table, write_predictions
 from flowers_pl.report import judge
@@ -360,7 +361,7 @@ class FlowersCLI(LightningCLI):
         rows = prediction_rows(model.tested, [photo.path for photo in data.judged], model.classes)
         for row in rows:
             if row.error:
-                log.warning("Left out: %s %s.", row.path, row.error)
+                log.warning("Left out: %s (%s).", shown(row.path), row.error)
         judged = [(photo, row) for photo, row in zip(data.judged, rows, strict=True) if not row.error]
         report = judge(
             np.array([row.probabilities for _, row in judged]),

@@ -16,10 +16,10 @@ from torch import Tensor
 from flowers_pl.checkpointing import KEY, newest_best, read_checkpoint
 from flowers_pl.classifier import FlowerClassifier, Prediction
 from flowers_pl.datamodule import FlowersDataModule
-from flowers_pl.decode import UnreadablePhoto, read_photo
+from flowers_pl.decode import resize_photo
 from flowers_pl.errors import FlowersError
 from flowers_pl.photos import LeftOut, list_pictures
-from flowers_pl.runs import CARD, RUNS, placed_of, rows_of, save, settings_of, show_pictures
+from flowers_pl.runs import CARD, RUNS, placed_of, readable_photos, rows_of, save, settings_of, show_pictures
 from flowers_pl.split import TRAIN, VAL
 from flowers_pl.tracking import LEFT_OUT
 
@@ -90,12 +90,8 @@ def _to_explain(
         root, paths = list_pictures(images)
         paths = paths[:most]
     names, photos, truths = [], [], []
-    for path in paths:
-        try:
-            photos.append(read_photo(root / path))
-        except UnreadablePhoto as reason:
-            log.warning("Left out: %s %s.", path, reason)
-            continue
+    for path, photo in readable_photos(root, paths):
+        photos.append(photo)
         names.append(path)
         above = (root / path).parent.name
         truths.append(above if above in model.classes else None)
@@ -112,7 +108,6 @@ def _measure(
     folder: Path,
     kind: str,
 ) -> None:
-    from flowers_pl.decode import resize_photo
     from flowers_pl.faithfulness import faithfulness, faithfulness_figure
 
     squares = torch.stack([resize_photo(photo, model.image_size) for photo in photos])
@@ -202,9 +197,8 @@ def write_final(
 
     (export_onnx if file.suffix == ".onnx" else export_torch)(model, file)
     judged = data.judged[:: max(1, len(data.judged) // checked)] if checked else data.judged
-    agreement = check_export(
-        Exported.open(file), model, (read_photo(data.root / photo.path) for photo in judged)
-    )
+    photos = readable_photos(data.root, (photo.path for photo in judged))
+    agreement = check_export(Exported.open(file), model, (photo for _, photo in photos))
     agreement.verify()
     files = {file.name: str(agreement)}
     log.info("%s: %s", file, agreement)
@@ -233,10 +227,11 @@ def _quantized(file: Path, data: FlowersDataModule) -> dict[str, str]:
     small = file.with_name(f"{file.stem}_int8.onnx")
     training = [one.path for one in data.placed if one.side == TRAIN]
     sample = training[:: max(1, len(training) // CALIBRATED)]
-    quantize_int8(file, small, (read_photo(data.root / path) for path in sample))
-    labels = np.array([data.classes.index(photo.label) for photo in data.judged])
+    quantize_int8(file, small, (photo for _, photo in readable_photos(data.root, sample)))
+    label_of = {photo.path: data.classes.index(photo.label) for photo in data.judged}
+    labels = np.array([label_of[path] for path, _ in readable_photos(data.root, label_of)])
     before, after = (
-        Exported.open(one).each(read_photo(data.root / photo.path) for photo in data.judged)
+        Exported.open(one).each(photo for _, photo in readable_photos(data.root, label_of))
         for one in (file, small)
     )
     what = f"{small.stat().st_size / 1e6:.2f} MB, {accuracy_loss(before, after, labels)}"

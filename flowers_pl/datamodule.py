@@ -25,7 +25,15 @@ from flowers_pl.errors import FlowersError
 from flowers_pl.exclude import leave_out
 from flowers_pl.fast import FrozenPart
 from flowers_pl.kept import KeptFeatures
-from flowers_pl.photos import LeftOut, Photo, check_classes, list_photos, list_pictures
+from flowers_pl.photos import (
+    LeftOut,
+    Photo,
+    check_classes,
+    list_photos,
+    list_pictures,
+    shown,
+    tell_left_out,
+)
 from flowers_pl.split import (
     TRAIN,
     VAL,
@@ -166,6 +174,8 @@ class FlowersDataModule(L.LightningDataModule):
             return
         listed = list_photos(self.root)
         every = decode_photos(self.root, listed, self.image_size, self.cache_dir, self.workers)
+        fitting = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+        tell_left_out(every.left_out, self.root, self.unreadable == "skip" or not fitting)
         decoded, excluded = leave_out(every, self.exclude)
         found = check_classes(decoded.photos, listed, self.root)
         if unknown := sorted(set(found) - set(self.classes or found)):
@@ -178,12 +188,23 @@ class FlowersDataModule(L.LightningDataModule):
         groups = duplicate_groups(decoded.digests, decoded.phashes, decoded.thumbs)
         self.placed, conflicts = self._split(decoded, groups, excluded)
         check_sides(self.placed, found, every_class=self.split == "grouped")
+        self._agree()
         self.left_out = sorted([*decoded.left_out, *conflicts, *excluded])
         self._log_split(len(decoded.left_out), conflicts, len(excluded))
         row_of = dict(zip((photo.path for photo in decoded.photos), decoded.rows.tolist(), strict=True))
         self.train_photos = self._cached(decoded, row_of, TRAIN, self.seed)
         self.val_photos = self._cached(decoded, row_of, VAL, None)
         self.judged = [Photo(one.path, one.label) for one in self.placed if one.side == VAL]
+
+    def _agree(self) -> None:
+        """See that all ranks found the same photos: each lists them for itself, and they may change."""
+        if self.trainer is None or self.trainer.world_size == 1:
+            return
+        strategy = self.trainer.strategy
+        if not strategy.reduce_boolean_decision(strategy.broadcast(self.placed) == self.placed):
+            raise FlowersError(
+                f"--data.root: the photos in {str(self.root)!r} changed while the run began; start it again."
+            )
 
     def _split(
         self, decoded: DecodedPhotos, groups: np.ndarray, excluded: list[LeftOut]
@@ -203,9 +224,9 @@ class FlowersDataModule(L.LightningDataModule):
             unreadable + len(conflicts) + excluded, unreadable, len(conflicts), excluded,
         )  # fmt: skip
         for path, reason in conflicts:
-            log.warning("Left out: %s %s.", path, reason)
+            log.warning("Left out: %s %s.", shown(path), shown(reason))
         for paths in straddling(self.placed).values():
-            log.warning("Duplicates stand on both sides of the split: %s.", ", ".join(paths))
+            log.warning("Duplicates stand on both sides of the split: %s.", shown(", ".join(paths)))
 
     def _cached(
         self, decoded: DecodedPhotos, row_of: dict[str, int], side: str, seed: int | None

@@ -27,6 +27,9 @@ MAX_PIXELS = 89_478_485
 MAX_BYTES = 2**30
 """Files with more bytes are not read: more than `MAX_PIXELS` pixels of 16-bit RGBA would take."""
 
+MAX_SCANS = 100
+"""JPEGs with more passes over the picture are unreadable: a few KB could keep the decoder busy for hours."""
+
 # An allow-list: Pillow would run Ghostscript on EPS, and takes some text files for pictures in rarer formats.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "HEIF", "JPEG2000", "PPM")
 
@@ -119,11 +122,15 @@ def _read_bytes(path: Path) -> bytes:
     """Read a regular file; opening a FIFO would wait for ever, and a device may never end."""
     try:
         status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            kind = "link to a folder, which is not followed" if path.is_symlink() else "folder that is closed"
+            raise UnreadablePhoto(f"is a {kind}")
         if not stat.S_ISREG(status.st_mode):
             raise UnreadablePhoto("is not a file")
         if status.st_size > MAX_BYTES:
             raise UnreadablePhoto(f"is larger than the limit of {MAX_BYTES >> 20} MiB")
-        data = path.read_bytes()
+        with path.open("rb") as stream:
+            data = stream.read(status.st_size)  # a file that grows meanwhile has an end all the same
     except OSError as error:
         raise UnreadablePhoto(_no_access(error, path)) from error
     if not data:
@@ -176,7 +183,10 @@ def _mute_warnings() -> None:
 def _decode(picture: Image.Image, data: bytes) -> torch.Tensor:
     """Decode a picture whose header has been read: uint8, (3, H, W)."""
     try:
-        if picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L"):
+        jpeg = picture.format in ("JPEG", "MPO")
+        if jpeg and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+            raise UnreadablePhoto(f"has {scans} scans, more than the limit of {MAX_SCANS}")
+        if jpeg and picture.mode in ("RGB", "L"):
             photo = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
         else:
             if picture.format == "PNG" and b"IEND" not in data:

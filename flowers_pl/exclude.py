@@ -13,19 +13,12 @@ import numpy as np
 
 from flowers_pl.cache import DecodedPhotos
 from flowers_pl.errors import FlowersError
-from flowers_pl.photos import LeftOut, write_csv
-
-FORMULA = tuple("=+-@\t\r\n")  # what a cell begins with that a spreadsheet takes for a formula
+from flowers_pl.photos import LeftOut, read_csv, write_csv
 
 
 def write_exclusions(file: str | os.PathLike[str], listed: Iterable[LeftOut]) -> None:
-    """Write the list that `read_exclusions` takes back.
-
-    A path that a spreadsheet would take for a formula (OWASP, "CSV Injection") gets `./` before it, which
-    names the same file.
-    """
-    safe = ((f"./{one.path}" if one.path.startswith(FORMULA) else one.path, one.reason) for one in listed)
-    write_csv(file, LeftOut._fields, safe)
+    """Write the list that `read_exclusions` takes back."""
+    write_csv(file, LeftOut._fields, listed)
 
 
 def read_exclusions(file: str | os.PathLike[str]) -> dict[str, str]:
@@ -38,19 +31,17 @@ def read_exclusions(file: str | os.PathLike[str]) -> dict[str, str]:
         FlowersError: it is not there, or not such a list.
     """
     try:
-        with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            reader = csv.DictReader(stream)
-            if "path" not in (reader.fieldnames or ()):
-                raise FlowersError(
-                    f"--data.exclude: {str(file)!r} has no column 'path'; give a list that 'audit --write'"
-                    " wrote, or a CSV file with the columns path and reason."
-                )
-            rows = [(row["path"] or "", row.get("reason") or "") for row in reader]
+        rows = read_csv(file, ["path"])
+    except LookupError as error:
+        raise FlowersError(
+            f"--data.exclude: {str(file)!r} has no column 'path'; give a list that 'audit --write' wrote, or"
+            " a CSV file with the columns path and reason."
+        ) from error
     except (OSError, csv.Error, UnicodeError) as error:
         raise FlowersError(
             f"--data.exclude: {str(file)!r} cannot be read ({error}); give a list that 'audit --write' wrote."
         ) from error
-    return {path.removeprefix("./"): reason for path, reason in rows if path}
+    return {row["path"].removeprefix("./"): row.get("reason", "") for row in rows if row["path"]}
 
 
 def leave_out(

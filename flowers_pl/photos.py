@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from flowers_pl.errors import FlowersError
 
+log = logging.getLogger(__name__)
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 (spreadsheets take the wide ones too)
+NAMED = 20  # unreadable files that are named on the screen
 LAYOUT = "give --data.root a folder that holds one folder of photos for each class"
 
 
@@ -34,25 +38,37 @@ class LeftOut(NamedTuple):
 
 
 def files_below(root: Path) -> Iterator[str]:
-    """Paths of all files below `root`, relative, with slashes; hidden files and folders are passed over."""
-    for folder, folders, files in os.walk(root):
+    """Paths of all files below `root`, relative, with slashes; hidden files and folders are passed over.
+
+    Folders that cannot be looked into, and links to folders, which are not followed because they may lead
+    round in a circle, are among them: `decode.read_photo` says what is wrong, and nothing is lost unnamed.
+    """
+    closed: list[str] = []
+    for folder, folders, files in os.walk(root, onerror=lambda error: closed.append(str(error.filename))):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in [*files, *links]:
             if not name.startswith("."):
                 yield (Path(folder) / name).relative_to(root).as_posix()
+    yield from (Path(folder).relative_to(root).as_posix() for folder in closed)
 
 
 def class_folders(root: str | os.PathLike[str], option: str = "--data.root") -> list[str]:
     """Names of the folders directly below `root`, hidden ones passed over, sorted.
 
     Raises:
-        FlowersError: `root` is no folder, or has no class folder.
+        FlowersError: `root` is no folder or cannot be looked into, or has no class folder.
     """
     if not os.path.isdir(root):
         raise FlowersError(f"{option}: there is no folder {str(root)!r}; {LAYOUT}.")
-    classes = sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    try:
+        classes = sorted(
+            entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
+        )
+    except PermissionError as error:
+        raise FlowersError(
+            f"{option}: there is no permission to look into {str(root)!r}; see to it, or give another folder."
+        ) from error
     if not classes:
         raise FlowersError(f"{option}: {str(root)!r} has no class folders; {LAYOUT}.")
     return classes
@@ -69,16 +85,31 @@ def list_photos(root: str | os.PathLike[str], option: str = "--data.root") -> li
         option: what the folder was given with, for the messages.
 
     Raises:
-        FlowersError: `root` is no folder, has no class folder, or one of them is empty.
+        FlowersError: `root` is no folder or cannot be looked into, has no class folder, or one of them is
+            empty, leads back above itself, or has a name that cannot be printed.
     """
     root = Path(root)
     classes = class_folders(root, option)
+    _check_names(root, classes, option)
     photos = [Photo(f"{label}/{path}", label) for label in classes for path in files_below(root / label)]
     if empty := sorted(set(classes) - {photo.label for photo in photos}):
         raise FlowersError(
             f"{option}: class folder {str(root / empty[0])!r} is empty; put photos there or remove it."
         )
     return sorted(photos)
+
+
+def _check_names(root: Path, classes: Iterable[str], option: str) -> None:
+    """Raise where a class folder has a name that cannot be printed, or leads back above itself."""
+    real = Path(os.path.realpath(root))
+    for name in classes:
+        if not name.isprintable():
+            raise FlowersError(f"{option}: the name of class folder {name!r} cannot be printed; rename it.")
+        if Path(os.path.realpath(root / name)) in (real, *real.parents):
+            raise FlowersError(
+                f"{option}: class folder {str(root / name)!r} is a link that leads back above itself; remove"
+                " it."
+            )
 
 
 def check_classes(
@@ -108,6 +139,29 @@ def check_classes(
                 " different ones there (one to train on, one to validate with) or remove the folder."
             )
     return classes
+
+
+def tell_left_out(left_out: Sequence[LeftOut], root: str | os.PathLike[str], allowed: bool) -> None:
+    """Name the files that cannot be read.
+
+    Args:
+        left_out: those files.
+        root: the folder, for the messages.
+        allowed: whether a run goes on without them.
+
+    Raises:
+        FlowersError: there are some, and it does not.
+    """
+    if left_out and not allowed:
+        path, reason = left_out[0]
+        raise FlowersError(
+            f"--data.unreadable error: {len(left_out)} files below {str(root)!r} cannot be read, the first is"
+            f" {path!r} ({reason}); mend or remove them, or give --data.unreadable skip."
+        )
+    for path, reason in left_out[:NAMED]:
+        log.warning("Left out: %s (%s).", shown(path), reason)
+    if len(left_out) > NAMED:
+        log.warning("… and %d more, which the run's left_out.csv names.", len(left_out) - NAMED)
 
 
 def list_pictures(where: str | os.PathLike[str]) -> tuple[Path, list[str]]:
@@ -143,12 +197,44 @@ def shown(name: str) -> str:
 
 
 def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write a table; names that are no Unicode keep their bytes (`surrogateescape`)."""
-    table = [[*row] for row in rows]
-    returns = any("\r" in str(cell) for row in table for cell in row)  # quoted from Python 3.13 on only
+    """Write a table that `read_csv` takes back and that is safe in a spreadsheet.
+
+    Names that are no Unicode keep their bytes (`surrogateescape`). A text that a spreadsheet would take for a
+    formula gets an apostrophe before it (OWASP, "CSV Injection").
+    """
     with open(file, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        table = [[f"'{cell}" if _is_formula(cell) else cell for cell in row] for row in (header, *rows)]
+        returns = any("\r" in str(cell) for row in table for cell in row)  # quoted from Python 3.13 on only
         writer = csv.writer(
             stream, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
         )
-        writer.writerow(header)
         writer.writerows(table)
+
+
+def read_csv(file: str | os.PathLike[str], columns: Iterable[str] = ()) -> list[dict[str, str]]:
+    """The rows of a table that `write_csv` wrote, names as they were; a missing cell is empty.
+
+    Args:
+        file: the table.
+        columns: that it must have.
+
+    Raises:
+        LookupError: it lacks a column, which the error names.
+        OSError, csv.Error, UnicodeError: it cannot be read, or is no table.
+    """
+    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        reader = csv.DictReader(stream, restval="")
+        if missing := sorted(set(columns) - set(reader.fieldnames or ())):
+            raise LookupError(missing[0])
+        return [
+            {_unquoted(name): _unquoted(cell) for name, cell in row.items() if name is not None}
+            for row in reader
+        ]
+
+
+def _is_formula(cell: object) -> bool:
+    return isinstance(cell, str) and cell.lstrip("'").startswith(FORMULA)
+
+
+def _unquoted(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _is_formula(cell) else cell

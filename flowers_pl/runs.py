@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 from flowers_pl import figures
 from flowers_pl.checkpointing import KEY, read_checkpoint
-from flowers_pl.decode import load_photo
+from flowers_pl.decode import UnreadablePhoto, read_photo, resize_photo
 from flowers_pl.errors import FlowersError
-from flowers_pl.photos import Photo
+from flowers_pl.photos import Photo, read_csv, shown
 from flowers_pl.report import Report
 from flowers_pl.split import Placed
 from flowers_pl.tracking import METRICS, SPLIT, read_table
 
+log = logging.getLogger(__name__)
 RUNS = Path("checkpoints")
 PLOTS = "plots"
 CURVES = f"{PLOTS}/training_curves.png"
@@ -54,10 +57,18 @@ def placed_of(ckpt: Path) -> list[Placed]:
 
 def rows_of(file: Path) -> list[dict[str, str]]:
     """Rows of a CSV file, as dicts; none where there is no file."""
-    if not file.is_file():
-        return []
-    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        return list(csv.DictReader(stream))
+    return read_csv(file) if file.is_file() else []
+
+
+def readable_photos(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """Paths and photos at their own sizes; one that cannot be read any more is named and passed over."""
+    for path in paths:
+        try:
+            photo = read_photo(root / path)
+        except UnreadablePhoto as reason:
+            log.warning("Left out: %s (%s).", shown(path), reason)
+            continue
+        yield path, photo
 
 
 # ---------------------------------------------------------------- pictures
@@ -99,10 +110,11 @@ def draw_report(run: Path, report: Report, root: Path, mistakes: Sequence[tuple[
     matrix = figures.confusion_matrix(report.confusion, report.classes, report.kind)
     save(matrix, run / PLOTS / "confusion_matrix.png")
     save(figures.reliability_diagram(report), run / PLOTS / "reliability.png")
-    shown = mistakes[:16]
-    pictures = [load_photo(root / photo.path, 160).permute(1, 2, 0).numpy() for photo, _, _ in shown]
+    mistake_of = {mistake[0].path: mistake for mistake in mistakes}
+    pictures = dict(itertools.islice(readable_photos(root, mistake_of), 16))
+    shown = [mistake_of[path] for path in pictures]
     figure = figures.misclassified(
-        pictures,
+        [resize_photo(picture, 160).permute(1, 2, 0).numpy() for picture in pictures.values()],
         [photo.label for photo, _, _ in shown],
         [label for _, label, _ in shown],
         [share for _, _, share in shown],

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flowers_pl.errors import FlowersError
-from flowers_pl.photos import LeftOut, Photo, write_csv
+from flowers_pl.photos import LeftOut, Photo, read_csv, write_csv
 
 TRAIN, VAL = "train", "val"
 HEADER = ("path", "label", "side", "group")
@@ -169,15 +169,13 @@ def read_split(file: Path, photos: Sequence[Photo], excluded: Container[str] = (
         FlowersError: the file is not there or not such a list, or names a photo that is not among `photos`.
     """
     try:
-        with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            reader = csv.DictReader(stream)
-            if missing := set(HEADER) - set(reader.fieldnames or ()):
-                raise FlowersError(
-                    f"--data.split: {str(file)!r} has no column {sorted(missing)[0]!r}; use a run's"
-                    " split.csv."
-                )
-            rows = [Placed(**{name: row[name] or "" for name in HEADER}) for row in reader]
-            placed = sorted(one for one in rows if one.path not in excluded)
+        rows = read_csv(file, HEADER)
+        listed = [Placed(*(row[name] for name in HEADER)) for row in rows]
+        placed = sorted(one for one in listed if one.path not in excluded)
+    except LookupError as missing:
+        raise FlowersError(
+            f"--data.split: {str(file)!r} has no column {missing.args[0]!r}; use a run's split.csv."
+        ) from missing
     except (OSError, csv.Error, UnicodeError) as error:
         raise FlowersError(
             f"--data.split: {str(file)!r} cannot be read ({error}); give 'grouped', 'notebook', or a"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowers_pl.batches import Batch, BatchSampler
+from flowers_pl.batches import Batch, BatchKey, BatchSampler
 from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.decode import load_photo
 from flowers_pl.errors import FlowersError
@@ -120,3 +120,68 @@ def test_drawings_are_drawn_where_none_are(tmp_path: Path) -> None:
     assert module.classes == ["daisy", "dandelion", "rose", "sunflower", "tulip"]
     assert len(module.train_photos) == 15
     assert len(module.val_photos) == 5
+
+
+# ---------------------------------------------------------------- classes of unequal size
+
+LABELS = np.repeat([0, 1, 2], [3, 20, 8])  # 31 photos: shares of 10, 10 and 11
+
+
+def shown(epoch: int, seed: int = 5, **options: int) -> list[BatchKey]:
+    sampler = BatchSampler(
+        31, 8, seed=seed, position=lambda: (epoch, 0), labels=LABELS, balance="sampler", **options
+    )
+    return list(sampler)
+
+
+def test_the_sampler_shows_as_many_photos_of_each_class() -> None:
+    for epoch in range(5):
+        rows = np.concatenate([key.rows for key in shown(epoch)])
+        assert sorted(np.bincount(LABELS[rows])) == [10, 10, 11]
+        times = np.bincount(rows, minlength=31)
+        for label in range(3):
+            assert np.ptp(times[label == LABELS]) <= 1  # none is shown at another's cost
+
+
+def test_the_sampler_is_a_function_of_seed_and_epoch() -> None:
+    orders = [tuple(np.concatenate([key.rows for key in shown(*at)])) for at in ((0, 5), (1, 5), (0, 6))]
+    assert len(set(orders)) == 3
+    assert orders[0] == tuple(np.concatenate([key.rows for key in shown(0, 5)]))
+    ever = np.unique(np.concatenate([key.rows for epoch in range(8) for key in shown(epoch)]))
+    assert len(ever) == 31  # what one epoch leaves out, another shows
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_see_together_what_one_sees_of_a_balanced_epoch(ranks: int) -> None:
+    shared = [shown(1, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for batch, parts in zip(shown(1), zip(*shared, strict=True), strict=True):
+        for name in ("rows", "slots"):
+            together = np.concatenate([getattr(part, name) for part in parts])
+            assert sorted(together) == sorted(getattr(batch, name))
+
+
+def test_a_photo_shown_twice_is_augmented_twice(data: FlowersDataModule) -> None:
+    photos = data.train_photos
+    labels = np.where(np.arange(40) < 2, 0, 1)  # two photos, twenty times: ten of each class are not needed
+    sampler = BatchSampler(40, 40, seed=0, labels=labels, balance="sampler")
+    (key,) = sampler
+    batch = photos[key]
+    assert batch.draws is not None
+    assert batch.keys is not None
+    again = batch.rows == 0
+    assert int(again.sum()) == 10
+    assert len(torch.unique(batch.draws[again], dim=0)) == len(torch.unique(batch.keys[again])) == 10
+    (same,) = sampler
+    assert torch.equal(photos[same].draws, batch.draws)  # type: ignore[arg-type]
+
+
+def test_the_weights_of_a_batch_are_1_on_average_over_all_ranks(data: FlowersDataModule) -> None:
+    def weights(rank: int, ranks: int) -> list[np.ndarray]:
+        sampler = BatchSampler(31, 8, rank, ranks, seed=5, labels=LABELS, balance="loss")
+        return [key.weights for key in sampler if key.weights is not None]
+
+    alone = weights(0, 1)
+    assert [len(one) for one in alone] == [8, 8, 8, 7]
+    for one, parts in zip(alone, zip(weights(0, 2), weights(1, 2), strict=True), strict=True):
+        assert one.mean() == pytest.approx(1)
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.sort(one))

@@ -17,7 +17,7 @@ import yaml
 from probe import FIRST_STEPS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowers_pl.checkpointing import read_checkpoint
+from flowers_pl.checkpointing import KEY, read_checkpoint
 from flowers_pl.tracking import read_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -128,6 +128,27 @@ def test_any_number_of_processes_gives_the_same_run(
         assert sheets[0] == sheets[1], picture
         assert len(sheets[0]) == (1 if picture.startswith("best") else 4)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.parametrize("balance", ["sampler", "loss"])
+def test_classes_are_balanced_over_all_processes_together(
+    tmp_path: Path, drawings: Path, balance: str
+) -> None:
+    shutil.copytree(drawings, tmp_path / "few")
+    for number in range(3, 10):  # of ten roses three are left
+        (tmp_path / "few" / "rose" / f"rose_{number:04d}.png").unlink()
+    changed = ["--data.balance", balance, "--model.label_smoothing", "0.1", "--unfreeze.head_epochs", "1"]
+    for number, strategy in ((1, "auto"), (2, "ddp")):
+        many = {"devices": number, "strategy": strategy, "precision": "64-true"}
+        write_settings(tmp_path, tmp_path / "few", **many)
+        fit(tmp_path, "--config", "small.yaml", "--run_name", str(number), *changed)
+    one, two = (tmp_path / "checkpoints" / str(number) for number in (1, 2))
+    assert largest_difference(weights(one), weights(two)) < 1e-10
+    for row, other in zip(figures(one), figures(two), strict=True):
+        assert row == pytest.approx(other, rel=1e-5)  # metrics are float32
+    first, second = (read_checkpoint(run / "best.ckpt")[KEY]["unlike"] for run in (one, two))
+    assert first["limit"] == pytest.approx(second["limit"], rel=1e-4)
+    assert torch.allclose(first["mean"], second["mean"], atol=1e-5)
 
 
 @pytest.fixture(scope="module")

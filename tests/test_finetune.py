@@ -238,6 +238,44 @@ def test_the_loss_of_all_ranks_has_the_gradient_of_the_whole_batch(data: Flowers
     torch.testing.assert_close(gradient([slice(0, 5), slice(5, 5)]), whole)  # a rank may have none
 
 
+def gradient_of(model: FlowerClassifier, batch: Batch, loss: Tensor) -> Tensor:
+    model.zero_grad()
+    loss.backward()
+    assert model.network.head.weight.grad is not None
+    return model.network.head.weight.grad.clone()
+
+
+def test_weights_and_smoothing_change_what_is_trained_on_and_not_what_is_reported(
+    data: FlowersDataModule,
+) -> None:
+    """The oracle is torch's own weighted mean, over both ranks' photos together."""
+    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    of_class = torch.tensor([0.5, 2.0, 1.0, 3.0, 0.25], dtype=torch.float64)
+    weights = of_class[batch.labels] / of_class[batch.labels].mean()
+    model = FlowerClassifier(weights=None, dropout=0)
+    model.build(data.classes, 32)
+    model.double()
+    model._trainer = type("Two", (), {"world_size": 2})()  # type: ignore[assignment]
+    parts = [
+        batch._replace(
+            photos=batch.photos[some], labels=batch.labels[some], keys=batch.keys[some],  # type: ignore[index]
+            weights=weights[some], total=len(batch.labels),
+        )
+        for some in (slice(0, 3), slice(3, None))
+    ]  # fmt: skip
+    found = sum(gradient_of(model, part, model.training_step(part, 0)) for part in parts) / 2
+    exact = F.cross_entropy(model(batch.photos), batch.labels, of_class)
+    torch.testing.assert_close(found, gradient_of(model, batch, exact))
+    plain = F.cross_entropy(model(batch.photos), batch.labels)
+    torch.testing.assert_close(model._loss("train").compute().double(), plain.detach(), rtol=1e-5, atol=0)
+
+    model.label_smoothing = 0.2
+    smoothed = batch._replace(weights=None)
+    found = gradient_of(model, smoothed, model.training_step(smoothed, 0)) / 2  # as if a second rank had none
+    exact = F.cross_entropy(model(batch.photos), batch.labels, label_smoothing=0.2)
+    torch.testing.assert_close(found, gradient_of(model, batch, exact))
+
+
 def test_the_mean_loss_counts_photos_not_batches() -> None:
     loss = MeanLoss()
     loss.update(torch.tensor(8.0), 8)
