@@ -1,6 +1,6 @@
 """This project beside the Keras notebook and a plain torch script, in turn: same photos, machine and epochs.
 
-    python -m benchmarks.compare PHOTOS --weights FILE --keras KERAS_ENV/bin/python [--epochs 10]
+    python -m benchmarks.compare PHOTOS --weights FILE --keras KERAS_ENV/bin/python [--skip 32 plain]
 
 Early stopping is off on all sides. Prints photos a second in each stage, seconds from start to end, and
 ratios.
@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,6 +22,12 @@ import torch
 from benchmarks.watching import machine, run
 
 HERE = Path(__file__).parent
+NAMES = {
+    "auto": "flowers_pl, precision auto",
+    "32": "flowers_pl, precision 32",
+    "plain": "plain torch",
+    "keras": "Keras",
+}
 
 
 def ours(args: argparse.Namespace, folder: Path, *options: str) -> dict[str, float]:
@@ -70,18 +77,21 @@ def main() -> None:
     )
     parser.add_argument("--keras", help="python of an environment with tensorflow-cpu, scipy and pillow")
     parser.add_argument("--epochs", type=int, default=10, help="of each stage")
-    parser.add_argument("--plain", action="store_true", help="the plain torch script, too")
+    parser.add_argument("--skip", nargs="*", default=[], choices=["auto", "32", "plain", "keras"])
     args = parser.parse_args()
     args.photos = args.photos.resolve()
     args.weights = str(Path(args.weights).resolve()) if Path(args.weights).exists() else args.weights
-    runs = {
-        "flowers_pl, precision auto": lambda at: ours(args, at),
-        "flowers_pl, precision 32": lambda at: ours(args, at, "--trainer.precision=32"),
+    every: dict[str, Callable[[Path], dict[str, float]]] = {
+        "auto": lambda at: ours(args, at),
+        "32": lambda at: ours(args, at, "--trainer.precision=32"),
+        "plain": lambda at: script(sys.executable, "plain_torch.py", args, at),
+        "keras": lambda at: script(args.keras, "keras_pipeline.py", args, at),
     }
-    if args.plain:
-        runs["plain torch"] = lambda at: script(sys.executable, "plain_torch.py", args, at)
-    if args.keras:
-        runs["Keras"] = lambda at: script(args.keras, "keras_pipeline.py", args, at)
+    runs = {
+        NAMES[key]: run
+        for key, run in every.items()
+        if key not in args.skip and (args.keras or key != "keras")
+    }
     print(f"{machine()}; torch {torch.__version__}; {args.epochs} epochs a stage", flush=True)
     found: dict[str, dict[str, float]] = {}
     for name, start in runs.items():

@@ -70,8 +70,8 @@ def one_thread() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Nets this small are slower on more threads, threads of several tests at once fight, and sums differ in the
-    last bit with the number of threads."""
+    """Nets this small are slower on more threads, threads of several tests at once fight, and sums differ in
+    the last bit with the number of threads."""
     torch.set_num_threads(1)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -289,8 +290,8 @@ def test_validation_figures_are_those_of_all_photos_at_once(data: FlowersDataMod
     fit.fit(model, datamodule=data)
     data.batch_size = 2  # validation batches of 4, 4 and 2
     fit.validate(model, datamodule=data, verbose=False)
-    photos = torch.cat([batch.photos for batch in data.val_dataloader()])
-    labels = torch.cat([batch.labels for batch in data.val_dataloader()])
+    photos = data.val_photos.read(np.arange(len(data.val_photos)))
+    labels = torch.from_numpy(data.val_photos.labels)
     with torch.no_grad():
         logits = model.eval()(photos)
     assert fit.callback_metrics["val_loss"].item() == pytest.approx(
@@ -340,7 +341,7 @@ def test_real_weights_see_flowers(real_photos: Path, real_weights: Path) -> None
 def test_a_stage_is_kept_in_plain_types() -> None:
     model = FlowerClassifier(weights=None)
     model.build(["a", "b"], 32)
-    model._trainer = type("NoData", (), {"datamodule": None})()  # type: ignore[assignment]
+    model._trainer = type("NoData", (), {"datamodule": None, "precision": "32-true"})()  # type: ignore[assignment]
     checkpoint: dict[str, Any] = {}
     model.enter_stage(Stage(2, "all", first_epoch=3, ended=True))
     model.on_save_checkpoint(checkpoint)
