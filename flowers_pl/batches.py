@@ -35,7 +35,7 @@ class Batch(NamedTuple):
         keys: int64 (N,) in training, for the dropout, else None.
         weights: float32 (N,) of the losses, 1 on average over the batch on all ranks; None where all are 1.
         unreadable: (row, reason) of photos that should stand here.
-        features: (N, ...), what `fast.FrozenPart` makes of the photos, where that is done already.
+        features: (N, ...), what `frozen.FrozenPart` makes of the photos, where that is done already.
     """
 
     photos: Tensor

@@ -27,9 +27,11 @@ from flowers_pl.batches import Batch, CachedPhotos
 from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.decode import UnreadablePhoto, load_photo
 from flowers_pl.errors import FlowersError
-from flowers_pl.fast import FrozenPart, TrainedPart
+from flowers_pl.features import pooled_features
+from flowers_pl.frozen import FrozenPart
 from flowers_pl.mobilenet import IMAGENET_MEAN, IMAGENET_STD, FlowerNet, TopLayers, start_from_nothing
 from flowers_pl.saving import RunCheckpoints
+from flowers_pl.trained import TrainedPart
 from flowers_pl.unlike import TRAINING, Unlike, even_places
 from flowers_pl.weights import load_weights
 
@@ -368,15 +370,12 @@ class FlowerClassifier(L.LightningModule):
         self.unlike = Unlike.fit(training, held_out)
         return self.unlike
 
-    @torch.inference_mode()
-    def _features(self, photos: CachedPhotos, places: np.ndarray, batch: int = 8) -> Tensor:
+    def _features(self, photos: CachedPhotos, places: np.ndarray) -> Tensor:
         """Pooled features, float32 (N, C), of photos that are not augmented, computed as in `predict`."""
-        dtype = COMPUTED_IN.get(str(self.trainer.precision)) if self._trainer is not None else None
-        pooled = self.network.features
-        if dtype is not None:
-            pooled = FrozenPart(self.network, dtype, self.image_size, whole=True)  # type: ignore[assignment]
-        parts = (places[start : start + batch] for start in range(0, len(places), batch))
-        return torch.cat([pooled(photos.read(part).to(self.device)).float() for part in parts])
+        precision = str(self.trainer.precision) if self._trainer is not None else "32-true"
+        dtype = COMPUTED_IN.get(precision, torch.float32)
+        whole = FrozenPart(self.network, dtype, self.image_size, whole=True)
+        return pooled_features(whole, lambda part: photos.read(part).to(self.device), places)
 
     @property
     def learning_rate(self) -> float:

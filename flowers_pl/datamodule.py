@@ -23,7 +23,7 @@ from flowers_pl.drawn import write_drawings
 from flowers_pl.duplicates import duplicate_groups
 from flowers_pl.errors import FlowersError
 from flowers_pl.exclude import leave_out
-from flowers_pl.fast import FrozenPart
+from flowers_pl.frozen import FrozenPart
 from flowers_pl.kept import KeptFeatures
 from flowers_pl.photos import (
     LeftOut,

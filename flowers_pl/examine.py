@@ -14,7 +14,7 @@ from flowers_pl.cache import DecodedPhotos, decode_photos
 from flowers_pl.decode import UnreadablePhoto
 from flowers_pl.duplicates import duplicate_groups
 from flowers_pl.errors import FlowersError
-from flowers_pl.features import frozen_features
+from flowers_pl.features import pooled_features
 from flowers_pl.findings import (
     MISNAMED,
     UNLIKE,
@@ -26,6 +26,7 @@ from flowers_pl.findings import (
     LookAlikes,
     SuspectLabel,
 )
+from flowers_pl.frozen import FrozenPart
 from flowers_pl.headers import Header, name_fault, read_header
 from flowers_pl.mobilenet import FlowerNet
 from flowers_pl.oddities import far_away, looks, neighbourhood
@@ -185,7 +186,12 @@ def _check_labels(
             "there are no weights (--model.weights null)" if network is None else "too few photos"
         )
         return
-    features = frozen_features(network, decoded.pixels, decoded.rows, workers)
+    frozen = FrozenPart(network, torch.float32, decoded.pixels.shape[1], whole=True)  # the same everywhere
+
+    def read(rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(decoded.pixels[rows]).permute(0, 3, 1, 2)
+
+    features = pooled_features(frozen, read, decoded.rows, workers, shown=True)
     near = neighbourhood(features, groups)
     paths = [photo.path for photo in decoded.photos]
     found.faults += [

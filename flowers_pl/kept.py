@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowers_pl.batches import Batch, BatchKey, CachedPhotos
-from flowers_pl.fast import FrozenPart
+from flowers_pl.frozen import FrozenPart
 
 
 class KeptFeatures(Dataset[Batch]):

@@ -57,8 +57,8 @@ class Unlike:
         """
         units = F.normalize(training.double()).cpu()
         mean = units.mean(0)
-        _, vectors = torch.linalg.eigh((units - mean).T @ (units - mean))  # eigenvalues ascend
-        axes = vectors[:, -min(AXES, max(1, len(units) // 2)) :]
+        _, _, rows = torch.linalg.svd(units - mean, full_matrices=False)  # the longest axes first
+        axes = rows[: min(AXES, max(1, len(units) // 2))].T
         plane = cls(mean.float(), axes.float().contiguous(), 1.0)
         limit = float(np.quantile(plane(held_out.cpu()).numpy(), KEPT))
         return cls(plane.mean, plane.axes, max(limit, 1e-6))

@@ -14,7 +14,7 @@ import torch
 from flowers_pl.ahead import AHEAD, AheadLoader, Share
 from flowers_pl.batches import Batch, BatchSampler
 from flowers_pl.datamodule import FlowersDataModule
-from flowers_pl.fast import FrozenPart
+from flowers_pl.frozen import FrozenPart
 from flowers_pl.kept import KeptFeatures
 from flowers_pl.mobilenet import FlowerNet
 

@@ -18,9 +18,10 @@ from flowers_pl.batches import Batch
 from flowers_pl.classifier import FlowerClassifier, MeanLoss, Stage
 from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.errors import FlowersError
-from flowers_pl.fast import FrozenPart, TrainedPart
 from flowers_pl.finetune import StageEarlyStopping, UnfreezeTopLayers
+from flowers_pl.frozen import FrozenPart
 from flowers_pl.mobilenet import FlowerNet
+from flowers_pl.trained import TrainedPart
 
 
 def trainer(*callbacks: L.Callback, **options: Any) -> L.Trainer:
