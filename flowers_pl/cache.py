@@ -184,13 +184,20 @@ class _Decoder(Dataset[list[tuple[int, Fingerprint | str]]]):
 def _decode_all(decoder: _Decoder, workers: int | None) -> Iterator[tuple[int, Fingerprint | str]]:
     if workers is None:
         workers = min(cores(), len(decoder) // 4)
-    loader = DataLoader(decoder, batch_size=None, num_workers=workers)
+    loader = DataLoader(decoder, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
     with tqdm(
         total=len(decoder.photos), desc="Decoding photos once", unit="photo", leave=False, disable=None
     ) as bar:
         for chunk in loader:
             yield from chunk
             bar.update(len(chunk))
+
+
+def _as_it_is(
+    chunk: list[tuple[int, Fingerprint | str]],
+) -> list[tuple[int, Fingerprint | str]]:
+    """Not as tensors, whose way from a worker takes a file descriptor each, and half of all the time."""
+    return chunk
 
 
 def cores() -> int:

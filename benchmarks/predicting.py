@@ -1,0 +1,74 @@
+"""Predicting from files: `predict`, and onnxruntime with Pillow in a loop.
+
+    python -m benchmarks.predicting PHOTOS RUN    # RUN has best.ckpt, and final.onnx (export --format onnx)
+
+Photos a second, imports and start-up not counted; each reads all photos below PHOTOS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+from benchmarks.watching import machine
+from flowers_pl import FlowerClassifier, FlowersDataModule
+from flowers_pl.precision import best_precision
+
+
+def by_us(photos: Path, run: Path, precision: str) -> int:
+    """What `predict` does."""
+    trainer = L.Trainer(
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, precision=precision,  # type: ignore[arg-type]
+        use_distributed_sampler=False, enable_model_summary=False, accelerator="cpu",
+    )  # fmt: skip
+    data = FlowersDataModule(predict_root=str(photos))
+    found = trainer.predict(FlowerClassifier.load(run / "best.ckpt"), datamodule=data) or []
+    return sum(len(batch.rows) for batch in found)  # type: ignore[union-attr]
+
+
+def by_loop(photos: Path, run: Path) -> int:
+    """What most scripts do: one photo after the other."""
+    session = onnxruntime.InferenceSession(run / "final.onnx")
+    (wanted,) = session.get_inputs()
+    count = 0
+    for file in sorted(photos.rglob("*.jpg")):
+        pixels = np.asarray(Image.open(file).convert("RGB"))[None]
+        session.run(None, {wanted.name: pixels})
+        count += 1
+    return count
+
+
+def main() -> None:
+    """Run all in turn and print rates and ratios."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("run", type=Path)
+    args = parser.parse_args()
+    ways: dict[str, Callable[[], int]] = {
+        f"predict, {best_precision('cpu')}": lambda: by_us(args.photos, args.run, best_precision("cpu")),
+        "predict, 32-true": lambda: by_us(args.photos, args.run, "32-true"),
+        "onnxruntime with Pillow, in a loop": lambda: by_loop(args.photos, args.run),
+    }
+    print(machine())
+    rates = {}
+    for name, way in ways.items():
+        start = time.perf_counter()
+        count = way()
+        rates[name] = count / (time.perf_counter() - start)
+        print(f"{name}: {rates[name]:,.0f} photos a second", flush=True)
+    loop = rates[list(rates)[-1]]
+    for name in list(rates)[:-1]:
+        print(f"{name}: {rates[name] / loop:.2f} times the loop")
+
+
+if __name__ == "__main__":
+    main()
