@@ -17,10 +17,10 @@ from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from flowers_pl.decode import UnreadablePhoto, read_photo, resize_photo
+from flowers_pl.decode import UnreadablePhoto, load_photo, read_photo, resize_photo
 from flowers_pl.duplicates import THUMB, Fingerprint, fingerprint
 from flowers_pl.errors import FlowersError
-from flowers_pl.photos import LeftOut, Photo
+from flowers_pl.photos import LeftOut, Photo, shown
 
 VERSION = 1  # of what `decode.py` and `duplicates.py` compute: a change there needs a new number here
 CHUNK = 16  # photos a worker decodes before it reports
@@ -37,7 +37,7 @@ class DecodedPhotos:
         phashes: uint64 (N,).
         thumbs: uint8 (N, THUMB, THUMB).
         left_out: files that could not be read, with the reason.
-        pixels: uint8 (rows, size, size, 3), RGB, a memory map.
+        pixels: uint8 (rows, size, size, 3), RGB, a memory map, or what reads the files.
     """
 
     photos: list[Photo]
@@ -46,7 +46,7 @@ class DecodedPhotos:
     phashes: np.ndarray
     thumbs: np.ndarray
     left_out: list[LeftOut]
-    pixels: np.ndarray
+    pixels: np.ndarray | FilePixels
 
 
 def default_cache_dir() -> Path:
@@ -54,8 +54,44 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowers_pl"
 
 
+class FilePixels:
+    """Stands for the memory map where photos are not kept decoded: reads them from their files, each time.
+
+    Args:
+        root: the folder of class folders.
+        photos: in the order of their rows.
+        size: pixels a side.
+    """
+
+    def __init__(self, root: Path, photos: list[Photo], size: int) -> None:
+        self.root, self.photos, self.shape = root, photos, (len(photos), size, size, 3)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Photos by their rows, uint8 (N, size, size, 3).
+
+        Raises:
+            FlowersError: one cannot be read any more.
+        """
+        found = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for place, row in enumerate(rows):
+            file = self.root / self.photos[row].path
+            try:
+                found[place] = load_photo(file, self.shape[1]).permute(1, 2, 0).numpy()
+            except UnreadablePhoto as reason:
+                raise FlowersError(
+                    f"--data.root: {shown(str(file))!r} has changed while the run went on ({reason}); put it"
+                    " back and resume, or run with --data.cache true."
+                ) from reason
+        return found
+
+
 def decode_photos(
-    root: Path, photos: list[Photo], size: int, cache_dir: Path | None = None, workers: int | None = None
+    root: Path,
+    photos: list[Photo],
+    size: int,
+    cache_dir: Path | None = None,
+    workers: int | None = None,
+    keep: bool = True,
 ) -> DecodedPhotos:
     """Decode all photos of a folder, or find them decoded.
 
@@ -68,21 +104,23 @@ def decode_photos(
         size: pixels a side.
         cache_dir: where caches live; None for `default_cache_dir()`.
         workers: processes that decode; None for as many as there are cores, 0 for this one.
+        keep: keep the pixels; else only what was found out about the photos, and `FilePixels` reads them.
 
     Raises:
         FlowersError: the cache cannot be written.
     """
     root = root.resolve()
     cache_dir = cache_dir or default_cache_dir()
-    place = cache_dir / f"{root.name}-{_hash(str(root))[:12]}-{size}"
+    place = cache_dir / f"{root.name}-{_hash(str(root))[:12]}-{size}{'' if keep else '-unkept'}"
     key = _key(root, photos, size)
+    unkept = None if keep else FilePixels(root, photos, size)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):
-            decoded = _load(place, key)
+            decoded = _load(place, key, unkept)
             if decoded is None:
-                _build(place, key, root, photos, size, workers)
-                decoded = _load(place, key)
+                _build(place, key, root, photos, size, workers, keep)
+                decoded = _load(place, key, unkept)
     except OSError as error:
         raise FlowersError(
             f"--data.cache_dir: the decoded photos cannot be kept in {str(cache_dir)!r} ({error}); name"
@@ -109,13 +147,13 @@ def _state(file: Path) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _load(place: Path, key: str) -> DecodedPhotos | None:
+def _load(place: Path, key: str, unkept: FilePixels | None) -> DecodedPhotos | None:
     """What lies at `place`, or None where nothing does, or something else, or only a part of it."""
     try:
         table = json.loads((place / "table.json").read_text())
         if table["key"] != key:
             return None
-        pixels = np.load(place / "pixels.npy", mmap_mode="r")
+        pixels = unkept or np.load(place / "pixels.npy", mmap_mode="r")
         thumbs = np.load(place / "thumbs.npy")
     except (OSError, ValueError, KeyError, EOFError):
         return None
@@ -131,13 +169,15 @@ def _load(place: Path, key: str) -> DecodedPhotos | None:
     )
 
 
-def _build(place: Path, key: str, root: Path, photos: list[Photo], size: int, workers: int | None) -> None:
+def _build(
+    place: Path, key: str, root: Path, photos: list[Photo], size: int, workers: int | None, keep: bool
+) -> None:
     unfinished = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     try:
-        pixels = unfinished / "pixels.npy"
-        np.lib.format.open_memmap(
-            pixels, mode="w+", dtype=np.uint8, shape=(len(photos), size, size, 3)
-        ).flush()
+        pixels = unfinished / "pixels.npy" if keep else None
+        if pixels is not None:
+            shape = (len(photos), size, size, 3)
+            np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=shape).flush()
         thumbs = np.zeros((len(photos), THUMB, THUMB), np.uint8)
         table: dict[str, object] = {"key": key, "photos": (readable := []), "left_out": (left_out := [])}
         for row, found in _decode_all(_Decoder(root, photos, size, pixels), workers):
@@ -158,17 +198,17 @@ def _build(place: Path, key: str, root: Path, photos: list[Photo], size: int, wo
 
 
 class _Decoder(Dataset[list[tuple[int, Fingerprint | str]]]):
-    """Decodes CHUNK photos an item straight into the memory map, and says what they are, or why they are
-    not."""
+    """Decodes CHUNK photos an item straight into the memory map, if there is one, and says what they are, or
+    why they are not."""
 
-    def __init__(self, root: Path, photos: list[Photo], size: int, pixels: Path) -> None:
+    def __init__(self, root: Path, photos: list[Photo], size: int, pixels: Path | None) -> None:
         self.root, self.photos, self.size, self.pixels = root, photos, size, pixels
 
     def __len__(self) -> int:
         return -(-len(self.photos) // CHUNK)
 
     def __getitem__(self, chunk: int) -> list[tuple[int, Fingerprint | str]]:
-        pixels = np.load(self.pixels, mmap_mode="r+")
+        pixels = None if self.pixels is None else np.load(self.pixels, mmap_mode="r+")
         found: list[tuple[int, Fingerprint | str]] = []
         for row in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.photos))):
             try:
@@ -176,7 +216,8 @@ class _Decoder(Dataset[list[tuple[int, Fingerprint | str]]]):
             except UnreadablePhoto as reason:
                 found.append((row, str(reason)))
                 continue
-            pixels[row] = resize_photo(photo, self.size).permute(1, 2, 0).numpy()
+            if pixels is not None:
+                pixels[row] = resize_photo(photo, self.size).permute(1, 2, 0).numpy()
             found.append((row, fingerprint(photo)))
         return found
 

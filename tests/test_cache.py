@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import flowers_pl.cache as cache
-from flowers_pl.cache import DecodedPhotos, decode_photos
+from flowers_pl.cache import DecodedPhotos, FilePixels, decode_photos
 from flowers_pl.decode import load_photo
 from flowers_pl.drawn import draw_flower
 from flowers_pl.errors import FlowersError
@@ -104,7 +104,7 @@ def test_a_torn_cache_is_made_again(root: Path, file: str, damage: str) -> None:
         place.write_bytes(place.read_bytes()[:-50])
     again = decode(root)
     assert again.digests == before.digests
-    assert np.array_equal(again.pixels, pixels)
+    assert np.array_equal(np.asarray(again.pixels), pixels)
 
 
 def test_a_failure_leaves_nothing_behind(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,3 +121,20 @@ def test_a_place_that_cannot_be_written_is_named(root: Path) -> None:
     (root.parent / "cache").write_text("a file stands where the folder should")
     with pytest.raises(FlowersError, match=r"--data.cache_dir: .*cache"):
         decode(root)
+
+
+def test_without_a_cache_the_files_are_read_each_time(root: Path) -> None:
+    kept, unkept = decode(root), decode(root, keep=False)
+    assert isinstance(unkept.pixels, FilePixels)
+    assert unkept.pixels.shape == kept.pixels.shape
+    assert torch.equal(
+        torch.from_numpy(unkept.pixels[unkept.rows]), torch.from_numpy(np.asarray(kept.pixels[kept.rows]))
+    )
+    for name in ("photos", "digests", "left_out"):
+        assert getattr(unkept, name) == getattr(kept, name)
+    assert np.array_equal(unkept.thumbs, kept.thumbs)
+    (place,) = (root.parent / "cache").glob("*-unkept")
+    assert not (place / "pixels.npy").exists()
+    (root / unkept.photos[0].path).unlink()
+    with pytest.raises(FlowersError, match="has changed while the run went on"):
+        unkept.pixels[unkept.rows[:1]]
