@@ -9,10 +9,10 @@ Keras's `fill_mode="nearest"`.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,7 +20,14 @@ from torch.nn import functional as F
 
 from flowers_pl.errors import FlowersError
 
-cv2.setNumThreads(1)  # photos are small, and are spread over threads as wholes
+try:
+    import cv2
+except ImportError as reason:  # its wheel wants a libGL, which small containers lack
+    cv2 = None  # type: ignore[assignment]
+    logging.getLogger(__name__).info("OpenCV cannot be loaded (%s): augmentation is slower.", reason)
+
+if cv2 is not None:
+    cv2.setNumThreads(1)  # photos are small, and are spread over threads as wholes
 DRAWS = 7  # a photo: rotation, shift right, shift down, zoom across, zoom down, flip, brightness
 BITS = 24  # of each draw: as many as float32 holds
 
@@ -94,14 +101,24 @@ def augment(photos: Tensor, draws: Tensor, how: Augmentation) -> Tensor:
     Returns:
         float32 (N, 3, H, W), values 0 to 255, not rounded.
     """
-    if photos.device.type == "cpu":  # in numpy: small steps that do not take turns with other threads
-        uniform = draws.numpy().astype(np.float64) / 2**BITS
-        changes = matrices(uniform, how, photos.shape[-2:])
-        light = torch.from_numpy(1 + how.brightness * (2 * uniform[:, 6] - 1))
-        return _warp_each(_lit(photos, light), changes)
+    on_cpu = photos.device.type == "cpu" and cv2 is not None
+    return (by_opencv if on_cpu else by_torch)(photos, draws, how)
+
+
+def by_opencv(photos: Tensor, draws: Tensor, how: Augmentation) -> Tensor:
+    """`augment` on a CPU; its small steps in numpy, which do not take turns with other threads."""
+    uniform = draws.numpy().astype(np.float64) / 2**BITS
+    light = torch.from_numpy(1 + how.brightness * (2 * uniform[:, 6] - 1))
+    return _warp_each(_lit(photos, light), matrices(uniform, how, photos.shape[-2:]))
+
+
+def by_torch(photos: Tensor, draws: Tensor, how: Augmentation) -> Tensor:
+    """`augment` on any device, all photos at once."""
     uniform = draws.to(torch.float32) / 2**BITS
-    changes = matrices(uniform, how, photos.shape[-2:])
     pixels = _lit(photos, 1 + how.brightness * (2 * uniform[:, 6] - 1))
+    if len(pixels) == 0:
+        return pixels
+    changes = matrices(uniform, how, photos.shape[-2:])
     grid = F.affine_grid(changes, list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 

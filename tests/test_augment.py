@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from flowers_pl.augment import BITS, DRAWS, Augmentation, augment, epoch_draws, matrices
+from flowers_pl.augment import (
+    BITS,
+    DRAWS,
+    Augmentation,
+    augment,
+    by_opencv,
+    by_torch,
+    epoch_draws,
+    matrices,
+)
 from flowers_pl.errors import FlowersError
 
 STILL = Augmentation(rotation=0, shift=0, zoom=0, brightness=0, flip=False)
 ROTATION, RIGHT, DOWN, ZOOM_X, ZOOM_Y, FLIP, BRIGHTNESS = range(DRAWS)
 MIDDLE = 2 ** (BITS - 1)  # the draw that changes nothing (and does not flip)
+
+Way = Callable[[Tensor, Tensor, Augmentation], Tensor]
 
 
 def draws(**chosen: list[float]) -> Tensor:
@@ -38,10 +51,11 @@ def test_the_middle_draw_changes_nothing() -> None:
     )
 
 
-def test_the_warp_is_opencvs_with_replicated_border() -> None:
+@pytest.mark.parametrize("way", [by_torch, by_opencv])
+def test_the_warp_is_opencvs_with_replicated_border(way: Way) -> None:
     photos, how = smooth_photos(12, 40, 56), Augmentation(brightness=0)
     some = torch.from_numpy(epoch_draws(3, 0, 12).draws)
-    warped = augment(photos, some, how)
+    warped = way(photos, some, how)
     for photo, expected, matrix in zip(photos, warped, pixel_matrices(some, how, 40, 56), strict=True):
         ours = cv2.warpAffine(
             photo.permute(1, 2, 0).numpy(), matrix, (56, 40),
@@ -50,6 +64,17 @@ def test_the_warp_is_opencvs_with_replicated_border() -> None:
         difference = np.abs(ours - expected.permute(1, 2, 0).numpy())
         assert difference.mean() < 0.1  # OpenCV rounds places to 1/32 pixel
         assert difference.max() < 3
+
+
+def test_a_gpu_augments_as_a_cpu_does() -> None:
+    """By the code for GPUs, run on a CPU; bytes in, all five changes."""
+    photos = smooth_photos(12, 40, 56).to(torch.uint8)
+    some = torch.from_numpy(epoch_draws(4, 0, 12).draws)
+    one, other = (way(photos, some, Augmentation()) for way in (by_torch, by_opencv))
+    assert one.dtype == other.dtype == torch.float32
+    assert (one - other).abs().mean() < 0.1
+    assert (one - other).abs().max() < 3
+    assert (one - photos).abs().mean() > 10
 
 
 def pixel_matrices(some: Tensor, how: Augmentation, height: int, width: int) -> list[np.ndarray]:
