@@ -39,7 +39,7 @@ def by_loop(photos: Path, run: Path) -> int:
     (wanted,) = session.get_inputs()
     count = 0
     for file in sorted(photos.rglob("*.jpg")):
-        pixels = np.asarray(Image.open(file).convert("RGB"))[None]
+        pixels = np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1)[None]
         session.run(None, {wanted.name: pixels})
         count += 1
     return count
