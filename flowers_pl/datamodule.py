@@ -326,8 +326,8 @@ class FlowersDataModule(L.LightningDataModule):
             return Share(self.workers or cores, cores, part)
         if cores == 1 and self.workers is None:
             return Share(0, 1, part)
-        own = 1 if frozen is None or frozen.pools else max(1, cores // 2)
-        return Share(self.workers or cores - own + 1, own, part)
+        own = _own_cores(frozen, cores)
+        return Share(self.workers or min(cores, cores - own + 1), own, part)
 
     def _position(self) -> tuple[int, int]:
         """The epoch, and the batch to start with: not 0 after a resume inside an epoch."""
@@ -371,6 +371,14 @@ class FlowersDataModule(L.LightningDataModule):
             "drawn": self.drawn,
             "drawn_size": self.drawn_size,
         }
+
+
+def _own_cores(frozen: FrozenPart | None, cores: int) -> int:
+    """On how many cores the trained part computes: on one where that is the head alone, on half of them
+    beside a frozen part of about its own cost, on all where little is frozen."""
+    if frozen is None or frozen.share < 0.5:
+        return cores
+    return 1 if frozen.pools else max(1, cores // 2)
 
 
 def _as_it_is(batch: Batch) -> Batch:

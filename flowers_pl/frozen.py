@@ -34,6 +34,7 @@ class FrozenPart:
         layers = conv_norms(network.backbone)
         self.cut = Cut(len(layers)) if whole else find_cut(layers)
         self.chunk = 32 // dtype.itemsize  # photos at a time on one core, whose maps fit its cache (measured)
+        self.share = self.cut.layers / len(layers)  # of the backbone's convolutions
         self.pools, self.dtype = self.cut.layers == len(layers), dtype
         self.device = network.mean.device
         std = 255 * network.std.to(torch.float64)
