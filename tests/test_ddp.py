@@ -41,6 +41,7 @@ def write_settings(home: Path, drawings: Path, **changed: Any) -> None:
             "accelerator": "cpu",
             "callbacks": [{"class_path": "probe.Probe"}],
             "enable_progress_bar": False,
+            "precision": "32-true",
             **changed,
         },
     }
