@@ -64,6 +64,7 @@ def main(args: list[str] | None = None) -> int:
         told in one sentence; 143 after SIGTERM; 130 after Ctrl-C.
     """
     _quieten()
+    launched = RUN_NAME in os.environ
     try:
         with StopSignals() as signals:
             FlowersCLI(sys.argv[1:] if args is None else list(args), signals)
@@ -78,6 +79,9 @@ def main(args: list[str] | None = None) -> int:
             raise
         print(f"flowers_pl: {error.strerror}; make room and start again.", file=sys.stderr)
         return 1
+    finally:
+        if not launched:  # or what this process starts later would take it for its own
+            os.environ.pop(RUN_NAME, None)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -256,6 +257,11 @@ def test_a_checkpoint_needs_neither_photos_nor_weights(inside: Path, tmp_path: P
     assert math.isclose(sum(found.values()), 1, rel_tol=1e-5)
     through_lightning = FlowerClassifier.load_from_checkpoint(alone, map_location="cpu", weights_only=True)
     assert through_lightning.classes == [*KINDS]
+
+
+def test_a_run_s_name_is_not_left_in_the_environment(inside: Path) -> None:
+    """Processes that are started later would take it for theirs."""
+    assert "FLOWERS_PL_RUN_NAME" not in os.environ
 
 
 def test_a_run_is_reproduced_bit_for_bit(inside: Path, drawings: Path) -> None:
