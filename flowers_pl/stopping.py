@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ REQUEUE: int | None = getattr(
 )  # what SLURM sends ahead of a preemption; not on Windows
 IMPATIENCE = 1.0  # seconds: a Ctrl-C so long after another one no longer waits
 WATCHED = 1.0  # seconds between two looks at the launching process
+GRACE = 3.0  # seconds to end by itself in, after the launching process has ended
 
 
 class Stopped(SystemExit):
@@ -130,7 +132,22 @@ def end_with_launcher() -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(WATCHED)
+        time.sleep(GRACE)
         sys.stderr.write("flowers_pl: the process that launched this one has died, so it ends.\n")
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="launcher-watch").start()
+
+
+def end_rank(code: int) -> None:
+    """End a process that is one of several, without taking Python down first; do nothing in any other.
+
+    gloo's threads take Python's lock to let go of a tensor. One that comes to that late, because another
+    process has its core, aborts a Python that is being taken down, and Lightning then kills all other ranks
+    (pytorch/pytorch#190489: "terminate called without an active exception").
+    """
+    if dist.is_available() and dist.is_initialized():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -108,7 +108,8 @@ class _ConvNormRelu(torch.autograd.Function):
             dots = torch.linalg.vecdot(cast(Tensor, d_weight).flatten(1), weight.flatten(1))
             d_gain = (dots - cast(Tensor, d_shift) * one.mean) * rate
         if to_weight:
-            d_weight = cast(Tensor, d_weight) * scale[:, None, None, None]
+            own = torch.empty_like(weight)  # laid out like the weight, as DDP's buckets are
+            d_weight = torch.mul(cast(Tensor, d_weight), scale[:, None, None, None], out=own)
         return d_maps, d_weight if to_weight else None, d_gain, d_shift if to_shift else None, None, None
 
 

@@ -173,6 +173,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> list[P
     for agent in agents:
         code, said = finish(agent)
         assert code == 0, said
+        assert "strides" not in said  # gradients are laid out like the weights, as DDP wants them
     return homes
 
 
@@ -253,3 +254,33 @@ def test_torchrun_starts_a_run_again_that_lost_a_rank_and_it_goes_on(
     )
     assert said.count("No weights") == 1  # it did not start anew
     assert_same(machines[0] / "checkpoints" / "two", tmp_path / "checkpoints" / "two")
+
+
+LATE = """
+import atexit, sys, tempfile, threading, time, torch
+from flowers_pl.stopping import end_rank
+
+def hold_on():
+    one = torch.ones(100)
+    while True:
+        one + one  # lets go of Python's lock and takes it again, as gloo's threads do
+
+atexit.register(print, "cleaned up")
+if len(sys.argv) == 2:
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, init_method="file://" + sys.argv[1])
+for _ in range(4):
+    threading.Thread(target=hold_on, daemon=True).start()
+time.sleep(0.1)
+print("done")
+end_rank(7)
+print("one process alone goes on")
+"""
+
+
+def test_a_rank_ends_with_its_own_exit_code_whatever_its_threads_do(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", LATE, str(tmp_path / "store")], capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "done\ncleaned up\n", "")
+    alone = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True)
+    assert "one process alone goes on" in alone.stdout
