@@ -210,17 +210,19 @@ class PhotoFiles(Dataset[Batch]):
         return len(self.paths)
 
     def __getitem__(self, key: BatchKey) -> Batch:
-        photos, rows, unreadable = [], [], []
+        pixels = np.empty((len(key.rows), self.size, self.size, 3), dtype=np.uint8)
+        rows: list[int] = []
+        unreadable: list[tuple[int, str]] = []
         for row in key.rows.tolist():
             try:
-                photos.append(load_photo(self.root / self.paths[row], self.size))
-                rows.append(row)
+                photo = load_photo(self.root / self.paths[row], self.size)
             except UnreadablePhoto as reason:
                 unreadable.append((row, str(reason)))
+                continue
+            np.stack(list(photo.numpy()), axis=-1, out=pixels[len(rows)])  # faster than transposing
+            rows.append(row)
         return Batch(
-            photos=torch.stack(photos)
-            if photos
-            else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8),
+            photos=torch.from_numpy(pixels[: len(rows)]).permute(0, 3, 1, 2),
             labels=torch.from_numpy(self.labels[rows]),
             rows=torch.tensor(rows, dtype=torch.int64),
             total=key.total,

@@ -100,9 +100,10 @@ def resize_photo(photo: torch.Tensor, size: int | tuple[int, int]) -> torch.Tens
         raise TypeError(f"resize_photo takes uint8 photos, not {photo.dtype}")
     height, width = (size, size) if isinstance(size, int) else size
     batch = photo if photo.ndim == 4 else photo[None]
-    pixels = batch.to(torch.float32, memory_format=torch.contiguous_format)
+    pixels = batch.to(torch.float32)  # laid out as it is: changing that takes longer than the detour
     pixels = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)
-    resized = (pixels + 0.501).floor().clamp(0, 255).to(torch.uint8)
+    # A mean of 0 to 255 stays within. By way of int32, for torch converts that three times as fast.
+    resized = (pixels + 0.501).to(torch.int32).to(torch.uint8).contiguous()
     return resized if photo.ndim == 4 else resized[0]
 
 

@@ -38,7 +38,7 @@ class TrainedPart:
         """
         network = self.network
         with torch.autocast(maps.device.type, enabled=False):
-            features = pool(self._maps(maps)) if self.layers else maps
+            features = _Pool.apply(self._maps(maps)) if self.layers else maps
             return network.head(network.dropout(features, keys))  # type: ignore[no-any-return]
 
     def _maps(self, maps: Tensor) -> Tensor:
@@ -111,6 +111,20 @@ class _ConvNormRelu(torch.autograd.Function):
             own = torch.empty_like(weight)  # laid out like the weight, as DDP's buckets are
             d_weight = torch.mul(cast(Tensor, d_weight), scale[:, None, None, None], out=own)
         return d_maps, d_weight if to_weight else None, d_gain, d_shift if to_shift else None, None, None
+
+
+class _Pool(torch.autograd.Function):
+    """`frozen.pool`; autograd would spread its gradient over the places in float32, and then round it."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        ctx.shape, ctx.dtype = maps.shape, maps.dtype
+        return pool(maps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        each = gradients[0] / (ctx.shape[2] * ctx.shape[3])
+        return each.to(ctx.dtype)[:, :, None, None].expand(ctx.shape)
 
 
 def _conv_backward(
