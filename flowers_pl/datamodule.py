@@ -177,9 +177,9 @@ class FlowersDataModule(L.LightningDataModule):
             return
         listed = list_photos(self.root)
         every = decode_photos(self.root, listed, self.image_size, self.cache_dir, self.workers, self.cache)
-        fitting = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
-        tell_left_out(every.left_out, self.root, self.unreadable == "skip" or not fitting)
         decoded, excluded = leave_out(every, self.exclude)
+        fitting = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
+        tell_left_out(decoded.left_out, self.root, self.unreadable == "skip" or not fitting)
         found = check_classes(decoded.photos, listed, self.root)
         if unknown := sorted(set(found) - set(self.classes or found)):
             raise FlowersError(

@@ -54,7 +54,7 @@ def leave_out(
         file: the list; None for none.
 
     Returns:
-        The others, and those on the list, with the reason.
+        The others, and those on the list, with the reason, which may be unreadable too.
 
     Raises:
         FlowersError: the list cannot be read, or names no photo of the folder: it was written for another.
@@ -62,19 +62,20 @@ def leave_out(
     if file is None:
         return decoded, []
     listed = read_exclusions(file)
-    known = {photo.path for photo in decoded.photos} | {one.path for one in decoded.left_out}
-    if listed and not known & listed.keys():
+    known = [one.path for one in (*decoded.photos, *decoded.left_out)]
+    if listed and not listed.keys() & set(known):
         raise FlowersError(
             f"--data.exclude: none of the {len(listed)} photos that {str(file)!r} names is below --data.root;"
             " give the list that was written for this folder, with paths relative to it."
         )
     out = [
-        LeftOut(photo.path, f"is on the list {Path(file).name}: {listed[photo.path]}".removesuffix(": "))
-        for photo in decoded.photos
-        if photo.path in listed
+        LeftOut(path, f"is on the list {Path(file).name}: {listed[path]}".removesuffix(": "))
+        for path in known
+        if path in listed
     ]
     kept = np.array([photo.path not in listed for photo in decoded.photos], dtype=bool)
-    return _only(decoded, kept), out
+    unreadable = [one for one in decoded.left_out if one.path not in listed]
+    return replace(_only(decoded, kept), left_out=unreadable), out
 
 
 def _only(decoded: DecodedPhotos, kept: np.ndarray) -> DecodedPhotos:

@@ -156,7 +156,8 @@ def tell_left_out(left_out: Sequence[LeftOut], root: str | os.PathLike[str], all
         path, reason = left_out[0]
         raise FlowersError(
             f"--data.unreadable error: {len(left_out)} files below {str(root)!r} cannot be read, the first is"
-            f" {path!r} ({reason}); mend or remove them, or give --data.unreadable skip."
+            f" {path!r} ({reason}); mend or remove them, or name them in a list for --data.exclude, or give"
+            " --data.unreadable skip."
         )
     for path, reason in left_out[:NAMED]:
         log.warning("Left out: %s (%s).", shown(path), reason)

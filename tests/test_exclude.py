@@ -95,6 +95,16 @@ def test_one_of_two_copies_on_the_list_settles_the_conflict(tmp_path: Path, draw
     assert right in {one.path for one in data.placed}
 
 
+def test_an_unreadable_file_on_the_list_is_no_error(drawings: Path, tmp_path: Path) -> None:
+    shutil.copytree(drawings, tmp_path / "photos")
+    (tmp_path / "photos" / "rose" / "text.png").write_text("no picture")
+    with pytest.raises(FlowersError, match=r"'rose/text.png' .* mend or remove them, or name them in"):
+        module(tmp_path / "photos", unreadable="error")
+    write_exclusions(tmp_path / "list.csv", [LeftOut("rose/text.png", "no picture")])
+    data = module(tmp_path / "photos", unreadable="error", exclude=str(tmp_path / "list.csv"))
+    assert data.left_out == [LeftOut("rose/text.png", "is on the list list.csv: no picture")]
+
+
 def test_a_list_for_another_folder_is_refused(drawings: Path, tmp_path: Path) -> None:
     write_exclusions(tmp_path / "list.csv", [LeftOut("rose/nowhere.jpg", "")])
     with pytest.raises(FlowersError, match=r"none of the 1 photos .* is below --data.root"):
