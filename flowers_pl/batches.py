@@ -49,6 +49,22 @@ class Batch(NamedTuple):
     features: Tensor | None = None
 
 
+class Prediction(NamedTuple):
+    """What is predicted for a batch.
+
+    Args:
+        rows: int64 (N,): which photos of the list these are.
+        probabilities: float (N, classes).
+        unreadable: (row, reason) of photos of the batch that could not be read.
+        unlike: float (N,), see `unlike.Unlike`; None where the model cannot tell, and in a test.
+    """
+
+    rows: Tensor
+    probabilities: Tensor
+    unreadable: Sequence[tuple[int, str]]
+    unlike: Tensor | None = None
+
+
 def join(parts: Sequence[Batch]) -> Batch:
     """One batch of its parts."""
     if len(parts) == 1:

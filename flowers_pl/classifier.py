@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -14,16 +14,9 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-)
 
 from flowers_pl import checkpointing
-from flowers_pl.batches import Batch, CachedPhotos
+from flowers_pl.batches import Batch, CachedPhotos, Prediction
 from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.decode import UnreadablePhoto, load_photo
 from flowers_pl.errors import FlowersError
@@ -31,6 +24,7 @@ from flowers_pl.features import pooled_features
 from flowers_pl.frozen import FrozenPart
 from flowers_pl.mobilenet import IMAGENET_MEAN, IMAGENET_STD, FlowerNet, TopLayers, start_from_nothing
 from flowers_pl.saving import RunCheckpoints
+from flowers_pl.scores import Scores
 from flowers_pl.trained import TrainedPart
 from flowers_pl.unlike import TRAINING, Unlike, even_places
 from flowers_pl.weights import load_weights
@@ -58,48 +52,6 @@ class Stage:
     first_epoch: int = 0
     last: bool = True
     ended: bool = False
-
-
-class MeanLoss(Metric):
-    """The mean loss over all photos of all batches and ranks.
-
-    torchmetrics' MeanMetric does not do: with `nan_strategy="disable"` (1.9.0) it ignores the weights, so a
-    short last batch or a rank with fewer photos counts too much; with the others it drops a NaN that should
-    be seen, or waits for the device at each step.
-    """
-
-    total: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, losses: Tensor, count: int) -> None:
-        """Add the sum of the losses of `count` photos."""
-        self.total += losses
-        self.count += count
-
-    def compute(self) -> Tensor:
-        """The mean so far."""
-        return self.total / self.count
-
-
-class Prediction(NamedTuple):
-    """What is predicted for a batch.
-
-    Args:
-        rows: int64 (N,): which photos of the list these are.
-        probabilities: float (N, classes).
-        unreadable: (row, reason) of photos of the batch that could not be read.
-        unlike: float (N,), see `unlike.Unlike`; None where the model cannot tell, and in a test.
-    """
-
-    rows: Tensor
-    probabilities: Tensor
-    unreadable: Sequence[tuple[int, str]]
-    unlike: Tensor | None = None
 
 
 class FlowerClassifier(L.LightningModule):
@@ -172,22 +124,11 @@ class FlowerClassifier(L.LightningModule):
             torch.manual_seed(self.seed)
             self.network = FlowerNet(len(classes), self.dropout, mean, std)
         self.network.train_top_layers(self.stage.layers)
-        metrics = MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(len(classes), average="micro", validate_args=False),
-                "precision": MulticlassPrecision(len(classes), average="macro", validate_args=False),
-                "recall": MulticlassRecall(len(classes), average="macro", validate_args=False),
-                "f1": MulticlassF1Score(len(classes), average="macro", validate_args=False),
-            }
-        )
-        self.metrics = nn.ModuleDict({f"{name}_metrics": metrics.clone(prefix=f"{name}_") for name in JUDGED})
-        self.losses = nn.ModuleDict({f"{name}_loss": MeanLoss() for name in JUDGED})
+        self.scores = nn.ModuleDict({f"{side}_scores": Scores(side, len(classes)) for side in JUDGED})
 
-    def _loss(self, name: str) -> MeanLoss:
-        return cast(MeanLoss, self.losses[f"{name}_loss"])
-
-    def _metrics(self, name: str) -> MetricCollection:
-        return cast(MetricCollection, self.metrics[f"{name}_metrics"])
+    def scores_of(self, side: str) -> Scores:
+        """What is measured on a side: 'train', 'val' or 'test'."""
+        return cast(Scores, self.scores[f"{side}_scores"])
 
     @property
     def _data(self) -> Any:
@@ -266,17 +207,10 @@ class FlowerClassifier(L.LightningModule):
         """Logits, float (N, classes), of photos, (N, 3, size, size), RGB, values 0 to 255, uint8 or float."""
         return self.network(photos, keys)
 
-    def _shared_step(self, batch: Batch, name: str) -> Tensor:
-        """The logits. What is logged is the plain loss, in training too, whatever is trained on.
-
-        It is logged by torchmetrics objects: unlike `self.log(..., sync_dist=True)` they are exact on any
-        number of ranks.
-        """
+    def _shared_step(self, batch: Batch, side: str) -> Tensor:
+        """The logits. What is measured is the plain loss, in training too, whatever is trained on."""
         logits = self._logits(batch)
-        if len(batch.labels):
-            shown = logits.detach()
-            self._loss(name).update(F.cross_entropy(shown, batch.labels, reduction="sum"), len(batch.labels))
-            self._metrics(name).update(shown, batch.labels)
+        self.scores_of(side).update(logits.detach(), batch.labels)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -315,35 +249,31 @@ class FlowerClassifier(L.LightningModule):
         """Log the epoch, its training too: a checkpoint is saved next, and a run resumed from it goes on
         after this."""
         self._log_training()
-        self._log_metrics("val")
+        self._log_scores("val")
 
     def on_train_epoch_end(self) -> None:
         """Log the training of an epoch that was not validated."""
         self._log_training()
 
     def _log_training(self) -> None:
-        if not self._loss("train").update_called:
+        if not self.scores_of("train").begun:
             return
-        self._log_metrics("train")
+        self._log_scores("train")
         self.log("stage", float(self.stage.number))
         for group in self.trainer.optimizers[0].param_groups:
             self.log(f"lr_{group['name']}", group["lr"])
 
     def on_test_epoch_end(self) -> None:
-        self._log_metrics("test")
+        self._log_scores("test")
 
-    def _log_metrics(self, name: str) -> None:
+    def _log_scores(self, side: str) -> None:
         """Log and reset; a finished model that is judged is no point of a training curve, so the loggers do
         not get that."""
         curve = self.trainer.state.fn == TrainerFn.FITTING and bool(self.trainer.loggers)
-        shown = (f"{name}_loss", f"{name}_accuracy")
-        for key, value in {
-            shown[0]: self._loss(name).compute(),
-            **self._metrics(name).compute(),
-        }.items():
-            self.log(key, value, logger=curve, prog_bar=key in shown)
-        self._loss(name).reset()
-        self._metrics(name).reset()
+        scores, shown = self.scores_of(side), (f"{side}_loss", f"{side}_accuracy")
+        for name, value in scores.compute().items():
+            self.log(name, value, logger=curve, prog_bar=name in shown)
+        scores.reset()
 
     def on_train_end(self) -> None:
         """Fit what tells unknown pictures, with the best weights, and keep it in their checkpoint."""

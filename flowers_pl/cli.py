@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import errno
-import itertools
-import json
 import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 from lightning import Trainer
-from lightning.fabric.strategies.launchers import subprocess_script as launcher
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from flowers_pl.arguments import JUDGING, checkpoint_for, exported_for
 from flowers_pl.audit import audit
+from flowers_pl.batches import Prediction
 from flowers_pl.board import LogGradCam, LogPredictions
 from flowers_pl.checkpointing import BEST, KEY, LAST, AtomicCheckpointIO, read_checkpoint
-from flowers_pl.classifier import FlowerClassifier, Prediction
+from flowers_pl.classifier import FlowerClassifier
 from flowers_pl.commands import (
     CHECKED,
     explain,
@@ -33,15 +28,14 @@ from flowers_pl.commands import (
     predict_exported,
     write_final,
 )
+from flowers_pl.console import OneLineParser, quieten
 from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.errors import FlowersError
 from flowers_pl.finetune import StageEarlyStopping, UnfreezeTopLayers
-from flowers_pl.photos import shown
 from flowers_pl.precision import best_precision
 from flowers_pl.predictions import prediction_rows, prediction_table, write_predictions
-from flowers_pl.report import judge
 from flowers_pl.resuming import CONFIG, RunSettings, finished, how_to_go_on, job_name, log_changes, restarted
-from flowers_pl.runs import CARD, CURVES, RUNS, draw_curves, draw_report, settings_of
+from flowers_pl.runs import CARD, CURVES, RUNS, draw_curves, settings_of, unused, write_report
 from flowers_pl.saving import RunCheckpoints
 from flowers_pl.stopping import Stopped, StopSignals, end_with_launcher, lost_contact
 from flowers_pl.tracking import METRICS, DataFiles, EpochTable, Throughput
@@ -63,7 +57,7 @@ def main(args: list[str] | None = None) -> int:
         The exit code: 0; 1 after a mistake that the user can mend, or without room on the disk, which is then
         told in one sentence; 143 after SIGTERM; 130 after Ctrl-C.
     """
-    _quieten()
+    quieten()
     launched = RUN_NAME in os.environ
     try:
         with StopSignals() as signals:
@@ -83,13 +77,6 @@ def main(args: list[str] | None = None) -> int:
         if not launched:  # or what this process starts later would take it for its own
             os.environ.pop(RUN_NAME, None)
     return 0
-
-
-class OneLineParser(LightningArgumentParser):
-    """A parser whose errors are one sentence, without a page of usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        raise FlowersError(f"{' '.join(message.split())} (see 'python -m flowers_pl --help')") from ex
 
 
 class FlowersCLI(LightningCLI):
@@ -266,7 +253,7 @@ class FlowersCLI(LightningCLI):
         if "LOCAL_RANK" in os.environ and RUN_NAME in os.environ:
             end_with_launcher()
             return RUNS / os.environ[RUN_NAME]
-        name = self.config.fit.run_name or job_name() or _unused(time.strftime("%Y%m%d-%H%M%S"))
+        name = self.config.fit.run_name or job_name() or unused(time.strftime("%Y%m%d-%H%M%S"))
         if (last := RUNS / name / LAST).exists():
             if not restarted():
                 raise FlowersError(
@@ -361,30 +348,7 @@ class FlowersCLI(LightningCLI):
         """Judge the photos of --data.test_root, or else the validation side, and write a report."""
         model = self._load()
         self._judge(self.trainer.test, model)
-        data, own = self.datamodule, self.datamodule.test_root is not None
-        rows = prediction_rows(model.tested, [photo.path for photo in data.judged], model.classes)
-        for row in rows:
-            if row.error:
-                log.warning("Left out: %s (%s).", shown(row.path), row.error)
-        judged = [(photo, row) for photo, row in zip(data.judged, rows, strict=True) if not row.error]
-        report = judge(
-            np.array([row.probabilities for _, row in judged]),
-            np.array([model.classes.index(photo.label) for photo, _ in judged]),
-            model.classes,
-            judged=f"photos of {data.test_root}" if own else f"validation {data.kind}",
-            chose_checkpoint=not own,
-            kind="photos" if own else data.kind,
-        )
-        mistakes = [
-            (photo, row.label, max(row.probabilities)) for photo, row in judged if photo.label != row.label
-        ]
-        mistakes.sort(key=lambda mistake: -mistake[2])
-        write_predictions(self._run / "predictions.csv", rows, model.classes)
-        (self._run / "test.json").write_text(
-            json.dumps({"checkpoint": str(self._ckpt)} | report.as_dict(), indent=2)
-        )
-        (self._run / "test.txt").write_text(report.text() + "\n")
-        draw_report(self._run, report, Path(data.test_root or data.root), mistakes)
+        report = write_report(self._run, str(self._ckpt), self.datamodule, model.classes, model.tested)
         print(report.text())
         log.info("Written to %s: test.txt, test.json, predictions.csv and plots.", self._run)
 
@@ -412,12 +376,6 @@ class FlowersCLI(LightningCLI):
         return FlowerClassifier.load(self._ckpt)
 
 
-def _unused(name: str) -> str:
-    """A name like this one that no run has: two may start in one second."""
-    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
-    return next(one for one in names if not (RUNS / one).exists())
-
-
 def _lines(metrics: dict[str, float]) -> str:
     """Metrics for the screen, a line each."""
     return "\n".join(f"  {name.partition('_')[2]:<10} {value:.4f}" for name, value in metrics.items())
@@ -432,24 +390,3 @@ def _log_settings(trainer: Trainer, settings: dict[str, Any], metrics: dict[str,
     }
     for board in trainer.loggers:
         board.log_hyperparams(chosen, {f"best/{name}": value for name, value in metrics.items()})
-
-
-def _quieten() -> None:
-    """Say what this program says, and of what Lightning says only what its user can act on."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    log.setLevel(logging.INFO if getattr(rank_zero_only, "rank", 0) == 0 else logging.ERROR)
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger(launcher.__name__).setLevel(logging.INFO)  # tells that a process it launched has died
-    for message in (
-        r".*LightningCLI's args parameter is intended.*",
-        r".*does not have many workers.*",
-        r".*isinstance\(treespec, LeafSpec\).* is deprecated.*",
-        r".*module\(s\) in eval mode at the start of training.*",
-        r".*It is recommended to use .*sync_dist=True.*",
-        r".*Checkpoint directory .* exists and is not empty.*",
-        r".*is smaller than the logging interval.*",
-        r".*ended before the epoch ended and your dataloader is not resumable.*",
-        r"The ``compute`` method of metric .* was called before the ``update`` method.*",
-    ):
-        warnings.filterwarnings("ignore", message)

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flowers_pl.batches import Prediction
 from flowers_pl.checkpointing import KEY, newest_best, read_checkpoint
-from flowers_pl.classifier import FlowerClassifier, Prediction
+from flowers_pl.classifier import FlowerClassifier
 from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.decode import resize_photo
 from flowers_pl.errors import FlowersError

@@ -62,7 +62,7 @@ def leave_out(
     if file is None:
         return decoded, []
     listed = read_exclusions(file)
-    known = [one.path for one in (*decoded.photos, *decoded.left_out)]
+    known = [photo.path for photo in decoded.photos] + [one.path for one in decoded.left_out]
     if listed and not listed.keys() & set(known):
         raise FlowersError(
             f"--data.exclude: none of the {len(listed)} photos that {str(file)!r} names is below --data.root;"

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from flowers_pl.classifier import Prediction
+from flowers_pl.batches import Prediction
 from flowers_pl.photos import shown, write_csv
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,11 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from flowers_pl import figures
+from flowers_pl.batches import Prediction
 from flowers_pl.checkpointing import KEY, read_checkpoint
+from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.decode import UnreadablePhoto, read_photo, resize_photo
 from flowers_pl.errors import FlowersError
 from flowers_pl.photos import Photo, read_csv, shown
-from flowers_pl.report import Report
+from flowers_pl.predictions import prediction_rows, write_predictions
+from flowers_pl.report import Report, judge
 from flowers_pl.split import Placed
 from flowers_pl.tracking import METRICS, SPLIT, read_table
 
@@ -71,6 +75,12 @@ def readable_photos(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Ten
         yield path, photo
 
 
+def unused(name: str) -> str:
+    """A name like this one that no run has: two may start in one second."""
+    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
+    return next(one for one in names if not (RUNS / one).exists())
+
+
 # ---------------------------------------------------------------- pictures
 
 
@@ -98,7 +108,44 @@ def draw_curves(run: Path, best_epoch: int) -> None:
     show_pictures(run / PLOTS)
 
 
-def draw_report(run: Path, report: Report, root: Path, mistakes: Sequence[tuple[Photo, str, float]]) -> None:
+def write_report(
+    run: Path, ckpt: str, data: FlowersDataModule, classes: list[str], tested: Sequence[Prediction]
+) -> Report:
+    """What `test` leaves in a run's folder: predictions.csv, test.json, test.txt and plots.
+
+    Args:
+        run: the folder.
+        ckpt: what was judged, for the report.
+        data: what it was judged on.
+        classes: the model's.
+        tested: what it predicted.
+    """
+    rows = prediction_rows(tested, [photo.path for photo in data.judged], classes)
+    for row in rows:
+        if row.error:
+            log.warning("Left out: %s (%s).", shown(row.path), row.error)
+    judged = [(photo, row) for photo, row in zip(data.judged, rows, strict=True) if not row.error]
+    own = data.test_root is not None
+    report = judge(
+        np.array([row.probabilities for _, row in judged]),
+        np.array([classes.index(photo.label) for photo, _ in judged]),
+        classes,
+        judged=f"photos of {data.test_root}" if own else f"validation {data.kind}",
+        chose_checkpoint=not own,
+        kind="photos" if own else data.kind,
+    )
+    write_predictions(run / "predictions.csv", rows, classes)
+    (run / "test.json").write_text(json.dumps({"checkpoint": ckpt} | report.as_dict(), indent=2))
+    (run / "test.txt").write_text(report.text() + "\n")
+    mistakes = [
+        (photo, row.label, max(row.probabilities)) for photo, row in judged if photo.label != row.label
+    ]
+    mistakes.sort(key=lambda mistake: -mistake[2])
+    _draw_report(run, report, Path(data.test_root or data.root), mistakes)
+    return report
+
+
+def _draw_report(run: Path, report: Report, root: Path, mistakes: Sequence[tuple[Photo, str, float]]) -> None:
     """The pictures of a report.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowers_pl.batches import Batch
-from flowers_pl.classifier import FlowerClassifier, MeanLoss, Stage
+from flowers_pl.classifier import FlowerClassifier, Stage
 from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.errors import FlowersError
 from flowers_pl.finetune import StageEarlyStopping, UnfreezeTopLayers
@@ -99,8 +99,7 @@ class Scripted(FlowerClassifier):
         self.heads: list[Tensor] = []
 
     def on_validation_epoch_end(self) -> None:
-        loss = self.losses["val_loss"]
-        assert isinstance(loss, MeanLoss)
+        loss = self.scores_of("val").loss
         loss.total, loss.count = torch.tensor(self.script[self.current_epoch]), torch.tensor(1)
         self.heads.append(self.network.head.weight.detach().clone())
         super().on_validation_epoch_end()
@@ -269,20 +268,15 @@ def test_weights_and_smoothing_change_what_is_trained_on_and_not_what_is_reporte
     exact = F.cross_entropy(model(batch.photos), batch.labels, of_class)
     torch.testing.assert_close(found, gradient_of(model, batch, exact))
     plain = F.cross_entropy(model(batch.photos), batch.labels)
-    torch.testing.assert_close(model._loss("train").compute().double(), plain.detach(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        model.scores_of("train").loss.compute().double(), plain.detach(), rtol=1e-5, atol=0
+    )
 
     model.label_smoothing = 0.2
     smoothed = batch._replace(weights=None)
     found = gradient_of(model, smoothed, model.training_step(smoothed, 0)) / 2  # as if a second rank had none
     exact = F.cross_entropy(model(batch.photos), batch.labels, label_smoothing=0.2)
     torch.testing.assert_close(found, gradient_of(model, batch, exact))
-
-
-def test_the_mean_loss_counts_photos_not_batches() -> None:
-    loss = MeanLoss()
-    loss.update(torch.tensor(8.0), 8)
-    loss.update(torch.tensor(30.0), 3)
-    assert loss.compute().item() == pytest.approx(38 / 11)
 
 
 def test_validation_figures_are_those_of_all_photos_at_once(data: FlowersDataModule) -> None:

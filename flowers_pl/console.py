@@ -1,0 +1,42 @@
+"""What the program says on the screen, and of what its libraries say."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+from lightning.fabric.strategies.launchers import subprocess_script as launcher
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_only
+
+from flowers_pl.errors import FlowersError
+
+
+class OneLineParser(LightningArgumentParser):
+    """A parser whose errors are one sentence, without a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        raise FlowersError(f"{' '.join(message.split())} (see 'python -m flowers_pl --help')") from ex
+
+
+def quieten() -> None:
+    """Say what this program says, and of what Lightning says only what its user can act on."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    logging.getLogger("flowers_pl").setLevel(logging.INFO if first else logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger(launcher.__name__).setLevel(logging.INFO)  # tells that a process it launched has died
+    for message in (
+        r".*LightningCLI's args parameter is intended.*",
+        r".*does not have many workers.*",
+        r".*isinstance\(treespec, LeafSpec\).* is deprecated.*",
+        r".*module\(s\) in eval mode at the start of training.*",
+        r".*It is recommended to use .*sync_dist=True.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*is smaller than the logging interval.*",
+        r".*ended before the epoch ended and your dataloader is not resumable.*",
+        r"The ``compute`` method of metric .* was called before the ``update`` method.*",
+    ):
+        warnings.filterwarnings("ignore", message)

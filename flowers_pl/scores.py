@@ -1,0 +1,83 @@
+"""Loss and metrics of one side, exact on any number of ranks: torchmetrics objects, unlike
+`self.log(..., sync_dist=True)`, count every photo once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
+
+
+class MeanLoss(Metric):
+    """The mean loss over all photos of all batches and ranks.
+
+    torchmetrics' MeanMetric does not do: with `nan_strategy="disable"` (1.9.0) it ignores the weights, so a
+    short last batch or a rank with fewer photos counts too much; with the others it drops a NaN that should
+    be seen, or waits for the device at each step.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor, count: int) -> None:
+        """Add the sum of the losses of `count` photos."""
+        self.total += losses
+        self.count += count
+
+    def compute(self) -> Tensor:
+        """The mean so far."""
+        return self.total / self.count
+
+
+class Scores(nn.Module):
+    """Mean loss, accuracy, and macro precision, recall and F1 of what has been judged since the last reset.
+
+    Args:
+        side: 'train', 'val' or 'test'; the figures' names begin with it.
+        classes: how many there are.
+    """
+
+    def __init__(self, side: str, classes: int) -> None:
+        super().__init__()
+        self.side, self.loss = side, MeanLoss()
+        self.metrics = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False),
+                "precision": MulticlassPrecision(classes, average="macro", validate_args=False),
+                "recall": MulticlassRecall(classes, average="macro", validate_args=False),
+                "f1": MulticlassF1Score(classes, average="macro", validate_args=False),
+            },
+            prefix=f"{side}_",
+        )
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Judge logits, float (N, classes), by labels, int64 (N,); N may be 0."""
+        if len(labels):
+            self.loss.update(F.cross_entropy(logits, labels, reduction="sum"), len(labels))
+            self.metrics.update(logits, labels)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything has been judged, on any rank."""
+        return self.loss.update_called
+
+    def compute(self) -> dict[str, Tensor]:
+        """The figures by name, the loss first; all ranks must ask."""
+        return {f"{self.side}_loss": self.loss.compute(), **self.metrics.compute()}
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.loss.reset()
+        self.metrics.reset()

@@ -1,0 +1,41 @@
+"""Figures are those of all photos at once, however they are parted; scikit-learn is the oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support
+
+from flowers_pl.scores import MeanLoss, Scores
+
+
+def test_the_mean_loss_counts_photos_not_batches() -> None:
+    loss = MeanLoss()
+    loss.update(torch.tensor(8.0), 8)
+    loss.update(torch.tensor(30.0), 3)
+    assert loss.compute().item() == pytest.approx(38 / 11)
+
+
+def test_figures_do_not_depend_on_the_batches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(50) % 4
+    logits = torch.randn(50, 5, generator=generator) + torch.eye(5)[labels]  # the fifth class has no photo
+    scores = Scores("val", 5)
+    assert not scores.begun
+    for part in (slice(0, 7), slice(7, 7), slice(7, 48), slice(48, 50)):
+        scores.update(logits[part], labels[part])
+    assert scores.begun
+    guessed = logits.argmax(1)
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, guessed, average="macro")
+    expected = {
+        "val_loss": log_loss(labels, logits.double().softmax(1), labels=range(5)),
+        "val_accuracy": accuracy_score(labels, guessed),
+        "val_precision": precision,
+        "val_recall": recall,
+        "val_f1": f1,
+    }
+    found = scores.compute()
+    assert next(iter(found)) == "val_loss"
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-5)
+    scores.reset()
+    assert not scores.begun
