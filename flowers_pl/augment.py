@@ -106,16 +106,28 @@ def augment(photos: Tensor, draws: Tensor, how: Augmentation) -> Tensor:
 
 
 def by_opencv(photos: Tensor, draws: Tensor, how: Augmentation) -> Tensor:
-    """`augment` on a CPU; its small steps in numpy, which do not take turns with other threads."""
+    """`augment` on a CPU, photo by photo, for one fits the core's cache; its small steps in numpy, which do not
+    take turns with other threads."""
     uniform = draws.numpy().astype(np.float64) / 2**BITS
-    light = torch.from_numpy(1 + how.brightness * (2 * uniform[:, 6] - 1))
-    return _warp_each(_lit(photos, light), matrices(uniform, how, photos.shape[-2:]))
+    light = torch.from_numpy(_light(uniform, how).astype(np.float32))
+    height, width = photos.shape[-2:]
+    pixels = photos.permute(0, 2, 3, 1)
+    lit, warped = torch.empty(pixels.shape[1:]), torch.empty(pixels.shape)
+    changes = _in_pixels(matrices(uniform, how, (height, width)), height, width)
+    for photo, by, change, place in zip(pixels, light, changes, warped.numpy(), strict=True):
+        torch.mul(photo, by, out=lit).clamp_(0, 255)
+        cv2.warpAffine(
+            lit.numpy(), change, (width, height), dst=place, borderMode=cv2.BORDER_REPLICATE,
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        )  # fmt: skip
+    return warped.permute(0, 3, 1, 2)
 
 
 def by_torch(photos: Tensor, draws: Tensor, how: Augmentation) -> Tensor:
     """`augment` on any device, all photos at once."""
     uniform = draws.to(torch.float32) / 2**BITS
-    pixels = _lit(photos, 1 + how.brightness * (2 * uniform[:, 6] - 1))
+    light = _light(uniform, how).to(torch.float32)
+    pixels = (photos * light[:, None, None, None]).clamp_(0, 255)
     if len(pixels) == 0:
         return pixels
     changes = matrices(uniform, how, photos.shape[-2:])
@@ -123,24 +135,17 @@ def by_torch(photos: Tensor, draws: Tensor, how: Augmentation) -> Tensor:
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _lit(photos: Tensor, light: Tensor) -> Tensor:
-    return (photos * light.to(torch.float32)[:, None, None, None]).clamp_(0, 255)
+def _light(uniform: Any, how: Augmentation) -> Any:
+    """What each photo's colours are multiplied by, (N,)."""
+    return 1 + how.brightness * (2 * uniform[:, 6] - 1)
 
 
-def _warp_each(photos: Tensor, changes: np.ndarray) -> Tensor:
-    """What `grid_sample` does, by OpenCV, which counts in pixels, from the middle of the first."""
-    pixels = photos.permute(0, 2, 3, 1).to(torch.float32).contiguous().numpy()
-    height, width = pixels.shape[1:3]
-    warped = np.empty_like(pixels)
+def _in_pixels(changes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Matrices for `affine_grid` as OpenCV wants them: it counts in pixels, from the middle of the first."""
     half = np.array([width / 2, height / 2])
     scaled = changes * half[:, None] / np.append(half, 1)
     scaled[:, :, 2] += half - 0.5 - scaled[:, :, :2] @ (half - 0.5)
-    for photo, change, place in zip(pixels, scaled, warped, strict=True):
-        cv2.warpAffine(
-            photo, change, (width, height), dst=place, borderMode=cv2.BORDER_REPLICATE,
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        )  # fmt: skip
-    return torch.from_numpy(warped).permute(0, 3, 1, 2)
+    return scaled
 
 
 def matrices(uniform: Any, how: Augmentation, size: tuple[int, ...]) -> Any:
