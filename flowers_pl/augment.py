@@ -106,8 +106,8 @@ def augment(photos: Tensor, draws: Tensor, how: Augmentation) -> Tensor:
 
 
 def by_opencv(photos: Tensor, draws: Tensor, how: Augmentation) -> Tensor:
-    """`augment` on a CPU, photo by photo, for one fits the core's cache; its small steps in numpy, which do not
-    take turns with other threads."""
+    """`augment` on a CPU: photo by photo, for one fits a core's cache; its small steps in numpy, which do
+    not take turns with other threads."""
     uniform = draws.numpy().astype(np.float64) / 2**BITS
     light = torch.from_numpy(_light(uniform, how).astype(np.float32))
     height, width = photos.shape[-2:]
