@@ -342,6 +342,12 @@ class FlowersDataModule(L.LightningDataModule):
         module: Any = self.trainer.lightning_module if self.trainer is not None else None
         return getattr(module, "frozen", None)
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """A batch is on the CPU already; looking through it, as Lightning would, takes a part of a step."""
+        if self._on_cpu():
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)  # type: ignore[no-any-return]
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment training photos and run the frozen part, on the device; a CPU did that ahead."""
         return batch if self._on_cpu() else self._prepare(batch)

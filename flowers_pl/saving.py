@@ -9,11 +9,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
 from flowers_pl.batches import Batch
 from flowers_pl.checkpointing import BEST, KEY, LAST, copy_checkpoint, read_checkpoint, remove_leftovers
 from flowers_pl.errors import FlowersError
+from flowers_pl.scores import Scores
 from flowers_pl.stopping import StopSignals
 
 MIDDLE = f"{KEY}_inside_epoch"  # what a checkpoint from inside an epoch holds beside the others
@@ -156,8 +157,8 @@ def figures_so_far(trainer: L.Trainer, module: nn.Module) -> dict[str, dict[str,
 def _metrics(module: nn.Module) -> dict[str, Metric]:
     """A module's metrics by name, each with a state of its own."""
     for one in module.modules():
-        if isinstance(one, MetricCollection):
-            one.values(copy_state=False)  # brings members that share a state up to date
+        if isinstance(one, Scores):
+            one.count()
     return {name: one for name, one in module.named_modules() if isinstance(one, Metric)}
 
 

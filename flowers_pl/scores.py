@@ -14,6 +14,8 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+TOGETHER = 64  # batches counted at once: 0.6 ms each time, in which the threads ahead wait for Python
+
 
 class MeanLoss(Metric):
     """The mean loss over all photos of all batches and ranks.
@@ -44,6 +46,9 @@ class MeanLoss(Metric):
 class Scores(nn.Module):
     """Mean loss, accuracy, and macro precision, recall and F1 of what has been judged since the last reset.
 
+    Confusions are whole numbers, so it does not matter which batches are counted together; losses are summed
+    batch by batch, so that a resumed run sums them in the same order.
+
     Args:
         side: 'train', 'val' or 'test'; the figures' names begin with it.
         classes: how many there are.
@@ -61,12 +66,23 @@ class Scores(nn.Module):
             },
             prefix=f"{side}_",
         )
+        self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Judge logits, float (N, classes), by labels, int64 (N,); N may be 0."""
         if len(labels):
             self.loss.update(F.cross_entropy(logits, labels, reduction="sum"), len(labels))
-            self.metrics.update(logits, labels)
+            self._waiting.append((logits, labels))
+        if len(self._waiting) >= TOGETHER:
+            self.count()
+
+    def count(self) -> None:
+        """Bring all states up to date."""
+        if self._waiting:
+            logits, labels = zip(*self._waiting, strict=True)
+            self._waiting = []
+            self.metrics.update(torch.cat(logits), torch.cat(labels))
+        self.metrics.values(copy_state=False)  # of metrics that share a state
 
     @property
     def begun(self) -> bool:
@@ -75,9 +91,11 @@ class Scores(nn.Module):
 
     def compute(self) -> dict[str, Tensor]:
         """The figures by name, the loss first; all ranks must ask."""
+        self.count()
         return {f"{self.side}_loss": self.loss.compute(), **self.metrics.compute()}
 
     def reset(self) -> None:
         """Begin anew."""
+        self._waiting = []
         self.loss.reset()
         self.metrics.reset()

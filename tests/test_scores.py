@@ -16,7 +16,9 @@ def test_the_mean_loss_counts_photos_not_batches() -> None:
     assert loss.compute().item() == pytest.approx(38 / 11)
 
 
-def test_figures_do_not_depend_on_the_batches() -> None:
+@pytest.mark.parametrize("together", [1, 2, 64])
+def test_figures_do_not_depend_on_the_batches(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowers_pl.scores.TOGETHER", together)
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(50) % 4
     logits = torch.randn(50, 5, generator=generator) + torch.eye(5)[labels]  # the fifth class has no photo
@@ -37,5 +39,8 @@ def test_figures_do_not_depend_on_the_batches() -> None:
     found = scores.compute()
     assert next(iter(found)) == "val_loss"
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-5)
+    scores.update(logits, labels)
     scores.reset()
     assert not scores.begun
+    scores.update(logits[:1], labels[:1])  # nothing is left of before
+    assert scores.compute()["val_accuracy"] == float(guessed[0] == labels[0])
