@@ -109,6 +109,13 @@ def _check(data: AuditData, output: str, write: str | None, most: int) -> None:
         )
     if most < 0:
         raise FlowersError(f"--most must be 0 or more, not {most}.")
+    if data.workers is not None and data.workers < 0:
+        raise FlowersError(f"--data.workers must be 0 or more, not {data.workers}.")
+    if not Path(data.root).is_dir():
+        raise FlowersError(
+            f"--data.root: there is no folder {data.root!r}; give one that holds a folder of photos for each"
+            " class."
+        )
     root = Path(data.root).resolve()
     for option, file in (("--output", output), ("--write", write)):
         if file is not None and Path(file).resolve().is_relative_to(root):

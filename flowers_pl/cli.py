@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from flowers_pl.arguments import JUDGING, checkpoint_for, exported_for
+from flowers_pl.arguments import JUDGING, check_configs, checkpoint_for, exported_for
 from flowers_pl.audit import audit
 from flowers_pl.batches import Prediction
 from flowers_pl.board import LogGradCam, LogPredictions
@@ -65,6 +66,9 @@ def main(args: list[str] | None = None) -> int:
     except FlowersError as error:
         print(f"flowers_pl: {error}", file=sys.stderr)
         return 1
+    except MisconfigurationException as error:  # of the Trainer's settings, by Lightning
+        print(f"flowers_pl: {' '.join(str(error).split())} (an option --trainer.…)", file=sys.stderr)
+        return 1
     except Stopped as stop:
         log.info("flowers_pl: %s", stop)
         return int(stop.code or 0)
@@ -96,6 +100,7 @@ class FlowersCLI(LightningCLI):
 
     def __init__(self, args: list[str], signals: StopSignals) -> None:
         self._adding, self._signals = "", signals
+        check_configs(args)
         command = next((arg for arg in args if not arg.startswith("-")), "")
         self._exported = exported_for(command, args)
         asked = bool({"-h", "--help"} & set(args))
@@ -220,6 +225,9 @@ class FlowersCLI(LightningCLI):
 
     def _set_seed(self) -> None:
         if self.config.subcommand not in OTHERS:
+            seed = self.config[self.config.subcommand].seed_everything
+            if not 0 <= seed < 2**32:
+                raise FlowersError(f"--seed_everything must be from 0 to {2**32 - 1}, not {seed}.")
             super()._set_seed()
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -254,6 +262,8 @@ class FlowersCLI(LightningCLI):
             end_with_launcher()
             return RUNS / os.environ[RUN_NAME]
         name = self.config.fit.run_name or job_name() or unused(time.strftime("%Y%m%d-%H%M%S"))
+        if Path(name).name != name or name == "..":
+            raise FlowersError(f"--run_name must be the name of a folder below {RUNS}, not {name!r}.")
         if (last := RUNS / name / LAST).exists():
             if not restarted():
                 raise FlowersError(

@@ -54,6 +54,10 @@ def explain(
     """
     from flowers_pl.explain import explain_photos, explanation_figure, grid_figure, overlay
 
+    if most < 1 or faithfulness < 0:
+        raise FlowersError(
+            f"--most must be at least 1 and --faithfulness at least 0, not {most} and {faithfulness}."
+        )
     ckpt = Path(ckpt_path) if ckpt_path else newest_best(RUNS)
     model = FlowerClassifier.load(ckpt)
     names, photos, truths = _to_explain(ckpt, model, images, most)

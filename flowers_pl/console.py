@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
 
@@ -17,7 +18,20 @@ class OneLineParser(LightningArgumentParser):
     """A parser whose errors are one sentence, without a page of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        raise FlowersError(f"{' '.join(message.split())} (see 'python -m flowers_pl --help')") from ex
+        raise FlowersError(f"{_shortened(message)} (see 'python -m flowers_pl --help')") from ex
+
+
+def _shortened(message: str) -> str:
+    """One line, and of a value that is of none of several types no more than what was expected."""
+    line = " ".join(message.split())
+    union = re.fullmatch(
+        r"(.*?)Does not validate against .*? Errors: (.*) Given value type: .*? Given value: (.*)", line
+    )
+    if union is None:
+        return line
+    key, errors, value = union.groups()
+    wanted = " or ".join(re.findall(r"- Expected (.*?)(?= - |$)", errors))
+    return f"{key}Expected {wanted}. Got value: {value}"
 
 
 def quieten() -> None:

@@ -111,6 +111,8 @@ class FlowersDataModule(L.LightningDataModule):
             )
         if drawn < 0 or drawn == 1:
             raise FlowersError(f"--data.drawn must be 0 or at least 2, not {drawn}.")
+        if workers is not None and workers < 0:
+            raise FlowersError(f"--data.workers must be 0 or more, not {workers}.")
         self.root, self.image_size, self.batch_size = Path(root), image_size, batch_size
         self.val_fraction, self.split, self.split_seed, self.seed = val_fraction, split, split_seed, seed
         self.exclude = None if exclude is None else str(Path(exclude).resolve())

@@ -380,6 +380,20 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["explain", "--ckpt_path", "nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),
         (["export", "--format", "torch", "--quantize", "int8"], "--quantize"),
         (["export", "--format", "coreml"], "coreml"),
+        (["fit", "--config", "broken.yaml"], "--config: 'broken.yaml' is no YAML (while parsing"),
+        (["fit", "--config", "words.yaml"], "--config: 'words.yaml' holds no settings"),
+        (["fit", "--data.workers", "-1"], "--data.workers must be 0 or more, not -1"),
+        (["fit", "--seed_everything", "-1"], "--seed_everything must be from 0 to 4294967295, not -1"),
+        (["fit", "--run_name", "../first"], "--run_name must be the name of a folder below checkpoints"),
+        (["fit", "--trainer.devices", "0", "--trainer.accelerator", "cpu"], "devices='0'"),
+        (["explain", "--most", "0"], "--most must be at least 1"),
+        (["explain", "--faithfulness", "-3"], "--faithfulness at least 0, not 40 and -3"),
+        (
+            ["export", "--quantize", "int4"],
+            "Literal['int8'] or a <class 'NoneType'>. Got value: int4",
+        ),
+        (["audit", "--data.root", "nowhere"], "--data.root: there is no folder 'nowhere'"),
+        (["audit", "--data.workers", "-1"], "--data.workers must be 0 or more, not -1"),
         (["flourish"], "flourish"),
         ([], "subcommand"),
     ],
@@ -387,6 +401,8 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
 def test_a_mistake_gets_one_sentence(
     inside: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
+    (inside / "broken.yaml").write_text("data: [1,\n")
+    (inside / "words.yaml").write_text("only words\n")
     assert message in failure(capsys, *args)
     assert {path.name for path in (inside / "checkpoints").iterdir()} == {"first"}
 
