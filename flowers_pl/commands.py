@@ -92,7 +92,7 @@ def _to_explain(
         labels = np.array([model.classes.index(one.label) for one in validating])
         paths = [validating[row].path for row in even_sample(labels, most)]
     else:
-        root, paths = list_pictures(images)
+        root, paths = list_pictures(images, "--images")
         paths = paths[:most]
     names, photos, truths = [], [], []
     for path, photo in readable_photos(root, paths):

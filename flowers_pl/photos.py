@@ -165,8 +165,14 @@ def tell_left_out(left_out: Sequence[LeftOut], root: str | os.PathLike[str], all
         log.warning("… and %d more, which the run's left_out.csv names.", len(left_out) - NAMED)
 
 
-def list_pictures(where: str | os.PathLike[str]) -> tuple[Path, list[str]]:
+def list_pictures(
+    where: str | os.PathLike[str], option: str = "--data.predict_root"
+) -> tuple[Path, list[str]]:
     """The photos to predict: one file, or all files of a folder, nested or flat.
+
+    Args:
+        where: the file or the folder.
+        option: what it was given with, for the messages.
 
     Returns:
         The folder, and the files' paths relative to it, sorted.
@@ -178,14 +184,10 @@ def list_pictures(where: str | os.PathLike[str]) -> tuple[Path, list[str]]:
     if where.is_file():
         return where.parent, [where.name]
     if not where.is_dir():
-        raise FlowersError(
-            f"--data.predict_root: there is no photo or folder {str(where)!r}; give the path of one."
-        )
+        raise FlowersError(f"{option}: there is no photo or folder {str(where)!r}; give the path of one.")
     paths = sorted(files_below(where))
     if not paths:
-        raise FlowersError(
-            f"--data.predict_root: folder {str(where)!r} is empty; give a photo or a folder of photos."
-        )
+        raise FlowersError(f"{option}: folder {str(where)!r} is empty; give a photo or a folder of photos.")
     return where, paths
 
 

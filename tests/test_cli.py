@@ -375,7 +375,7 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["test", "--exported", "checkpoints/first/final.pt2"], "--exported"),
         (["fit", "--gradcam.photos", "0"], "--gradcam.photos must be at least 1"),
         (["validate", "--data.root", "nowhere"], "no folder 'nowhere'"),
-        (["explain", "--images", "nowhere"], "no photo or folder 'nowhere'"),
+        (["explain", "--images", "nowhere"], "--images: there is no photo or folder 'nowhere'"),
         (["explain", "--method", "guess"], "--method"),
         (["explain", "--ckpt_path", "nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),
         (["export", "--format", "torch", "--quantize", "int8"], "--quantize"),
