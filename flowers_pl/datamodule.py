@@ -222,11 +222,13 @@ class FlowersDataModule(L.LightningDataModule):
 
     def _log_split(self, unreadable: int, conflicts: list[LeftOut], excluded: int) -> None:
         sides = [one.side for one in self.placed]
+        out = unreadable + len(conflicts) + excluded
+        why = f"({unreadable} unreadable, {len(conflicts)} under two classes, {excluded} excluded)"
+        told = out or self.split in ("grouped", "notebook")  # a run's split.csv does not say what it left out
         log.info(
-            "%s: %d classes, %d photos to train on, %d to validate with, %d left out (%d unreadable, %d"
-            " under two classes, %d excluded).",
+            "%s: %d classes, %d photos to train on, %d to validate with%s.",
             self.root, len(self.classes), sides.count(TRAIN), sides.count(VAL),
-            unreadable + len(conflicts) + excluded, unreadable, len(conflicts), excluded,
+            f", {out} left out {why}" if told else "",
         )  # fmt: skip
         for path, reason in conflicts:
             log.warning("Left out: %s %s.", shown(path), shown(reason))
