@@ -9,10 +9,12 @@ from pathlib import Path
 
 from flowers_pl.audit_page import page
 from flowers_pl.audit_text import report, to_leave_out
+from flowers_pl.datamodule import check_settings
 from flowers_pl.errors import FlowersError
 from flowers_pl.examine import examine
 from flowers_pl.exclude import write_exclusions
 from flowers_pl.mobilenet import FlowerNet
+from flowers_pl.photos import class_folders
 from flowers_pl.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -101,21 +103,10 @@ def audit(
 
 def _check(data: AuditData, output: str, write: str | None, most: int) -> None:
     """Refuse at once what could not be done at the end, or would do harm."""
-    if data.image_size < 32:
-        raise FlowersError(f"--data.image_size must be at least 32, not {data.image_size}.")
-    if not 0 < data.val_fraction < 1:
-        raise FlowersError(
-            f"--data.val_fraction must be more than 0 and less than 1, not {data.val_fraction}."
-        )
+    check_settings(data.image_size, data.val_fraction, data.workers)
     if most < 0:
         raise FlowersError(f"--most must be 0 or more, not {most}.")
-    if data.workers is not None and data.workers < 0:
-        raise FlowersError(f"--data.workers must be 0 or more, not {data.workers}.")
-    if not Path(data.root).is_dir():
-        raise FlowersError(
-            f"--data.root: there is no folder {data.root!r}; give one that holds a folder of photos for each"
-            " class."
-        )
+    class_folders(data.root)
     root = Path(data.root).resolve()
     for option, file in (("--output", output), ("--write", write)):
         if file is not None and Path(file).resolve().is_relative_to(root):

@@ -16,7 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from flowers_pl.arguments import JUDGING, check_configs, checkpoint_for, exported_for
+from flowers_pl.arguments import JUDGING, checkpoint_for, exported_for
 from flowers_pl.audit import audit
 from flowers_pl.batches import Prediction
 from flowers_pl.board import LogGradCam, LogPredictions
@@ -100,7 +100,6 @@ class FlowersCLI(LightningCLI):
 
     def __init__(self, args: list[str], signals: StopSignals) -> None:
         self._adding, self._signals = "", signals
-        check_configs(args)
         command = next((arg for arg in args if not arg.startswith("-")), "")
         self._exported = exported_for(command, args)
         asked = bool({"-h", "--help"} & set(args))

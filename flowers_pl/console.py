@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import warnings
+from typing import Any
 
+from jsonargparse import Namespace
 from lightning.fabric.strategies.launchers import subprocess_script as launcher
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
@@ -20,10 +23,30 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         raise FlowersError(f"{_shortened(message)} (see 'python -m flowers_pl --help')") from ex
 
+    def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
+        """A config file's settings; what jsonargparse (4.53) says of a faulty one does not name the file.
+
+        Raises:
+            FlowersError: it holds no settings, or a wrong one.
+        """
+        try:
+            return super().parse_path(path, *args, **kwargs)
+        except FlowersError as error:
+            file, fault = f"--config: {str(path)!r}", " ".join(str(error.__cause__).split())
+            if fault.startswith("Problems parsing config: "):
+                what = fault.partition(": ")[2].replace('in "<unicode string>", ', "")
+                raise FlowersError(f"{file} is no YAML ({what}); mend it.") from error
+            if fault.startswith("Unexpected config:"):
+                raise FlowersError(
+                    f"{file} holds no settings; configs/recipe.yaml shows how they look."
+                ) from error
+            raise FlowersError(f"{file}: {error}") from error
+
 
 def _shortened(message: str) -> str:
-    """One line, and of a value that is of none of several types no more than what was expected."""
-    line = " ".join(message.split())
+    """One line that names the option as it is given, and of a value that is of none of several types says no
+    more than what was expected."""
+    line = re.sub(r'Parser key "([^"]+)":', r"--\1:", " ".join(message.split()))
     union = re.fullmatch(
         r"(.*?)Does not validate against .*? Errors: (.*) Given value type: .*? Given value: (.*)", line
     )

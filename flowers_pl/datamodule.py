@@ -98,21 +98,11 @@ class FlowersDataModule(L.LightningDataModule):
         workers: int | None = None,
     ) -> None:
         super().__init__()
-        if image_size < 32:
-            raise FlowersError(
-                "--data.image_size must be at least 32 (the backbone halves it five times), not"
-                f" {image_size}."
-            )
+        check_settings(image_size, val_fraction, workers)
         if batch_size < 1:
             raise FlowersError(f"--data.batch_size must be at least 1, not {batch_size}.")
-        if not 0 < val_fraction < 1:
-            raise FlowersError(
-                f"--data.val_fraction must be more than 0 and less than 1, not {val_fraction}."
-            )
         if drawn < 0 or drawn == 1:
             raise FlowersError(f"--data.drawn must be 0 or at least 2, not {drawn}.")
-        if workers is not None and workers < 0:
-            raise FlowersError(f"--data.workers must be 0 or more, not {workers}.")
         self.root, self.image_size, self.batch_size = Path(root), image_size, batch_size
         self.val_fraction, self.split, self.split_seed, self.seed = val_fraction, split, split_seed, seed
         self.exclude = None if exclude is None else str(Path(exclude).resolve())
@@ -381,6 +371,22 @@ class FlowersDataModule(L.LightningDataModule):
             "drawn": self.drawn,
             "drawn_size": self.drawn_size,
         }
+
+
+def check_settings(image_size: int, val_fraction: float, workers: int | None) -> None:
+    """Check the settings that `audit` has too.
+
+    Raises:
+        FlowersError: one is out of its range.
+    """
+    if image_size < 32:
+        raise FlowersError(
+            f"--data.image_size must be at least 32 (the backbone halves it five times), not {image_size}."
+        )
+    if not 0 < val_fraction < 1:
+        raise FlowersError(f"--data.val_fraction must be more than 0 and less than 1, not {val_fraction}.")
+    if workers is not None and workers < 0:
+        raise FlowersError(f"--data.workers must be 0 or more, not {workers}.")
 
 
 def _own_cores(frozen: FrozenPart | None, cores: int) -> int:

@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from flowers_pl.cache import DecodedPhotos
 from flowers_pl.errors import FlowersError
 from flowers_pl.photos import LeftOut, read_csv, write_csv
@@ -73,19 +71,14 @@ def leave_out(
         for path in known
         if path in listed
     ]
-    kept = np.array([photo.path not in listed for photo in decoded.photos], dtype=bool)
-    unreadable = [one for one in decoded.left_out if one.path not in listed]
-    return replace(_only(decoded, kept), left_out=unreadable), out
-
-
-def _only(decoded: DecodedPhotos, kept: np.ndarray) -> DecodedPhotos:
-    """The photos where `kept`, bool (N,), is true."""
-    rows = np.flatnonzero(kept)
-    return replace(
+    rows = [row for row, photo in enumerate(decoded.photos) if photo.path not in listed]
+    kept = replace(
         decoded,
         photos=[decoded.photos[row] for row in rows],
+        left_out=[one for one in decoded.left_out if one.path not in listed],
         digests=[decoded.digests[row] for row in rows],
         rows=decoded.rows[rows],
         phashes=decoded.phashes[rows],
         thumbs=decoded.thumbs[rows],
     )
+    return kept, out

@@ -86,7 +86,7 @@ class Scores(nn.Module):
 
     @property
     def begun(self) -> bool:
-        """Whether anything has been judged, on any rank."""
+        """Whether anything has been judged on this rank or, after a resume inside an epoch, before."""
         return self.loss.update_called
 
     def compute(self) -> dict[str, Tensor]:

@@ -382,6 +382,8 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["export", "--format", "coreml"], "coreml"),
         (["fit", "--config", "broken.yaml"], "--config: 'broken.yaml' is no YAML (while parsing"),
         (["fit", "--config", "words.yaml"], "--config: 'words.yaml' holds no settings"),
+        (["fit", "--config", '{"data": {"root": "nowhere"}}'], "no folder 'nowhere'"),  # settings, no file
+        (["fit", "--config", "typed.yaml"], "--config: 'typed.yaml': --data.batch_size: Expected"),
         (["fit", "--data.workers", "-1"], "--data.workers must be 0 or more, not -1"),
         (["fit", "--seed_everything", "-1"], "--seed_everything must be from 0 to 4294967295, not -1"),
         (["fit", "--run_name", "../first"], "--run_name must be the name of a folder below checkpoints"),
@@ -403,6 +405,7 @@ def test_a_mistake_gets_one_sentence(
 ) -> None:
     (inside / "broken.yaml").write_text("data: [1,\n")
     (inside / "words.yaml").write_text("only words\n")
+    (inside / "typed.yaml").write_text("data: {batch_size: many}\n")
     assert message in failure(capsys, *args)
     assert {path.name for path in (inside / "checkpoints").iterdir()} == {"first"}
 
