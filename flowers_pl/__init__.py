@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flowers_pl.augment import Augmentation
+    from flowers_pl.average import WeightAverage
     from flowers_pl.checkpointing import AtomicCheckpointIO
     from flowers_pl.classifier import FlowerClassifier
     from flowers_pl.cli import main
@@ -28,6 +29,7 @@ _HOMES = {
     "RunCheckpoints": "saving",
     "StageEarlyStopping": "finetune",
     "UnfreezeTopLayers": "finetune",
+    "WeightAverage": "average",
     "draw_flower": "drawn",
     "load_photo": "decode",
     "main": "cli",

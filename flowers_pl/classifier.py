@@ -409,5 +409,5 @@ class FlowerClassifier(L.LightningModule):
         if not self.classes:
             self.build(ours["classes"], ours["image_size"], ours["mean"], ours["std"])
         self.unlike = Unlike.from_state(ours.get("unlike"))
-        self.enter_stage(Stage(**ours["stage"]))
+        self.enter_stage(Stage(**ours["stage"] | {"ended": False}))  # the stage callbacks see to that
         self._restored = True

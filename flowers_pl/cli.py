@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from flowers_pl.arguments import JUDGING, checkpoint_for, exported_for
 from flowers_pl.audit import audit
+from flowers_pl.average import WeightAverage
 from flowers_pl.batches import Prediction
 from flowers_pl.board import LogGradCam, LogPredictions
 from flowers_pl.checkpointing import BEST, KEY, LAST, AtomicCheckpointIO, read_checkpoint
@@ -99,7 +100,7 @@ class FlowersCLI(LightningCLI):
     model: FlowerClassifier
 
     def __init__(self, args: list[str], signals: StopSignals) -> None:
-        self._adding, self._signals = "", signals
+        self._adding, self._signals, self._changed = "", signals, False
         command = next((arg for arg in args if not arg.startswith("-")), "")
         self._exported = exported_for(command, args)
         asked = bool({"-h", "--help"} & set(args))
@@ -183,6 +184,7 @@ class FlowersCLI(LightningCLI):
             parser.add_lightning_class_args(UnfreezeTopLayers, "unfreeze")
             parser.add_lightning_class_args(StageEarlyStopping, "early_stopping")
             parser.add_lightning_class_args(LogGradCam, "gradcam")
+            parser.add_lightning_class_args(WeightAverage, "average")  # after what looks at the weights
             parser.add_argument(
                 "--run_name", type=str | None, default=None, help="Name of the folder below checkpoints/."
             )
@@ -247,7 +249,8 @@ class FlowersCLI(LightningCLI):
             if self._ckpt is None:
                 check_weights(self.config.fit.model.weights)
             else:
-                log_changes(self._run / CONFIG, self._parser("fit").dump(self.config.fit, skip_none=False))
+                now = self._parser("fit").dump(self.config.fit, skip_unset=False)
+                self._changed = log_changes(self._run / CONFIG, now)
         else:
             self.save_config_callback = None
             judge_by = self._exported or self._ckpt
@@ -299,7 +302,7 @@ class FlowersCLI(LightningCLI):
 
     def fit(self, model: FlowerClassifier, **kwargs: Any) -> None:
         """Train, then judge the validation side with the best weights."""
-        if self._ckpt is not None and finished(self._ckpt) and self._is_concluded():
+        if self._ckpt is not None and not self._changed and finished(self._ckpt) and self._is_concluded():
             log.info("This run is finished; all that it left lies in %s.", self._run)
             return
         try:
@@ -394,7 +397,7 @@ def _log_settings(trainer: Trainer, settings: dict[str, Any], metrics: dict[str,
     """Give TensorBoard the run's settings beside its result."""
     chosen = {
         f"{group}.{name}": str(value)
-        for group in ("model", "data", "unfreeze", "early_stopping")
+        for group in ("model", "data", "unfreeze", "early_stopping", "average")
         for name, value in settings[group].items()
     }
     for board in trainer.loggers:

@@ -2,7 +2,9 @@
 
 The stage stands in the module (`FlowerClassifier.stage`) and so in every checkpoint; what is frozen, and
 which optimizer there is, follow from it and not from an event that a callback saw. So a resumed run goes on
-where it was, which Lightning's own `BaseFinetuning` does not (Lightning-AI/pytorch-lightning#21901).
+where it was, which Lightning's own `BaseFinetuning` does not (Lightning-AI/pytorch-lightning#21901). Whether
+a stage is over follows from what it has done and from the settings as they are now: given more epochs or
+patience, a finished run goes on.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from torch import Tensor
 from flowers_pl.classifier import FlowerClassifier, Stage
 from flowers_pl.errors import FlowersError
 from flowers_pl.mobilenet import TopLayers
+from flowers_pl.photos import counted
+from flowers_pl.saving import MIDDLE
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +60,36 @@ class UnfreezeTopLayers(L.Callback):
         self.best_loss, self.best_head = state_dict["best_loss"], state_dict["best_head"]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Enter the first stage; a checkpoint that is loaded after this brings its own."""
+        """Enter the first stage; a checkpoint that is loaded after this brings its own.
+
+        Raises:
+            FlowersError: there is no epoch to train, or epochs do not end with a validation, by which stages
+                are counted.
+        """
         if trainer.state.fn != TrainerFn.FITTING:
             return
+        if trainer.max_epochs == 0:
+            raise FlowersError("--trainer.max_epochs must be at least 1, or -1 for all that the stages have.")
+        if not _validates_each_epoch(trainer):
+            raise FlowersError(
+                "--trainer.val_check_interval, --trainer.check_val_every_n_epoch and"
+                " --trainer.limit_val_batches: stages count one validation an epoch; leave them as they"
+                " are by default."
+            )
         total = sum(self.epochs.values())
         if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= total:
             trainer.fit_loop.max_epochs = total
         first = Stage(last=not self.epochs[2]) if self.epochs[1] else Stage(2, self.layers)
         _classifier(pl_module).enter_stage(first)
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """See whether the stage of a resumed run has all its epochs, and whether another one follows."""
+        stage = _classifier(pl_module).stage
+        done = checkpoint["epoch"] + (MIDDLE not in checkpoint) - stage.first_epoch
+        stage.ended |= done >= self.epochs[stage.number]
+        stage.last = stage.number == 2 or not self.epochs[2]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         stage = _classifier(pl_module).stage
@@ -88,7 +114,7 @@ class UnfreezeTopLayers(L.Callback):
             return
         module = _classifier(pl_module)
         loss = float(trainer.callback_metrics["val_loss"])
-        if not module.stage.last and loss < self.best_loss:
+        if module.stage.number == 1 and loss < self.best_loss:
             self.best_loss = loss
             self.best_head = {
                 name: value.detach().cpu().clone() for name, value in module.network.head.state_dict().items()
@@ -111,9 +137,9 @@ class UnfreezeTopLayers(L.Callback):
             module.stage.layers, f"the head and the top {module.stage.layers} layers"
         )
         log.info(
-            "Stage %d trains %s: %s parameters in %d tensors, Adam at %g, at most %d epochs.",
+            "Stage %d trains %s: %s parameters in %d tensors, Adam at %g, at most %s.",
             module.stage.number, what, f"{sum(map(torch.numel, trained)):,}", len(trained),
-            module.learning_rate, self.epochs[module.stage.number],
+            module.learning_rate, counted(self.epochs[module.stage.number], "epoch"),
         )  # fmt: skip
 
 
@@ -142,6 +168,14 @@ class StageEarlyStopping(L.Callback):
             state_dict[name] for name in ("stage", "best_loss", "waited")
         )
 
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """See whether the stage of a resumed run has waited long enough."""
+        stage, mine = _classifier(pl_module).stage, checkpoint["callbacks"].get(self.state_key)
+        if mine is not None and mine["stage"] == stage.number:
+            stage.ended |= mine["waited"] >= self.patience
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
@@ -153,10 +187,17 @@ class StageEarlyStopping(L.Callback):
         self.best_loss = min(loss, self.best_loss)
         if self.waited >= self.patience:
             log.info(
-                "Stage %d ends early: the validation loss has not fallen below %.4f for %d epochs.",
-                self.stage, self.best_loss, self.waited,
+                "Stage %d ends early: the validation loss has not fallen below %.4f for %s.",
+                self.stage, self.best_loss, counted(self.waited, "epoch"),
             )  # fmt: skip
             end_stage(trainer, module)
+
+
+def _validates_each_epoch(trainer: L.Trainer) -> bool:
+    """Whether validation is at the end of each epoch and nowhere else."""
+    interval = getattr(trainer, "val_check_interval", None)  # Lightning (2.6) sets none where it is a time
+    whole = isinstance(interval, float) and interval == 1
+    return whole and trainer.check_val_every_n_epoch == 1 and trainer.limit_val_batches != 0
 
 
 def end_stage(trainer: L.Trainer, module: FlowerClassifier) -> None:

@@ -199,6 +199,11 @@ def shown(name: str) -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 photo", "2 photos"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     """Write a table that `read_csv` takes back and that is safe in a spreadsheet.
 

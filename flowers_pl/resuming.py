@@ -37,12 +37,12 @@ class RunSettings(SaveConfigCallback):
             file = Path(folder) / self.config_filename
             file.parent.mkdir(parents=True, exist_ok=True)
             unfinished = file.with_name(f".{file.name}")
-            self.parser.save(self.config, str(unfinished), skip_none=False, overwrite=True, multifile=False)
+            self.parser.save(self.config, str(unfinished), skip_unset=False, overwrite=True, multifile=False)
             os.replace(unfinished, file)
 
 
-def log_changes(before: Path, now: str) -> None:
-    """Name each setting that a resumed run does not have from its own config.yaml.
+def log_changes(before: Path, now: str) -> bool:
+    """Name each setting that a resumed run does not have from its own config.yaml; whether there is one.
 
     Args:
         before: the run's config.yaml.
@@ -50,11 +50,13 @@ def log_changes(before: Path, now: str) -> None:
     """
     if not before.is_file():
         log.warning("%s is missing: settings are the defaults and those of the command line.", before)
-        return
+        return True
     old, new = (dict(_flat(yaml.safe_load(text))) for text in (before.read_text(), now))
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name) and name.partition(".")[0] not in OF_THE_COMMAND:
-            log.info("Changed for this resume: --%s from %s to %s.", name, old.get(name), new.get(name))
+    names = sorted(name for name in old.keys() | new.keys() if name.partition(".")[0] not in OF_THE_COMMAND)
+    changed = [name for name in names if old.get(name) != new.get(name)]
+    for name in changed:
+        log.info("Changed for this resume: --%s from %s to %s.", name, old.get(name), new.get(name))
+    return bool(changed)
 
 
 def _flat(settings: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -66,7 +68,7 @@ def _flat(settings: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]
 
 
 def finished(ckpt: Path) -> bool:
-    """Whether the last stage of a checkpoint's run has ended."""
+    """Whether the last stage of a checkpoint's run has ended, by the settings that it was trained with."""
     checkpoint = read_checkpoint(ckpt)
     stage = checkpoint[KEY]["stage"]
     return bool(stage["last"] and stage["ended"]) and MIDDLE not in checkpoint

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from flowers_pl.average import AVERAGE
 from flowers_pl.checkpointing import read_checkpoint
 from flowers_pl.tracking import METRICS, read_table
 
@@ -18,8 +19,16 @@ def assert_same_runs(one: Path, other: Path) -> None:
     """
     for name in ("best.ckpt", "last.ckpt"):
         first, second = (read_checkpoint(run / name) for run in (one, other))
-        for part in ("epoch", "global_step", "state_dict", "optimizer_states", "callbacks", "flowers_pl"):
-            differing = differences(first[part], second[part], part)
+        for part in (
+            "epoch",
+            "global_step",
+            "state_dict",
+            "optimizer_states",
+            "callbacks",
+            "flowers_pl",
+            AVERAGE,
+        ):
+            differing = differences(first.get(part), second.get(part), part)
             assert not differing, (name, differing[:5])
     tables = [read_table(run / "metrics.csv") for run in (one, other)]
     for row in (row for table in tables for row in table):

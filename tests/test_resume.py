@@ -61,6 +61,39 @@ def test_a_finished_run_says_so_and_stays(home: Path, caplog: pytest.LogCaptureF
     assert before == {file: file.stat().st_mtime_ns for file in run.rglob("*")}
 
 
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        (["--unfreeze.top_epochs", "1"], ["--unfreeze.top_epochs", "2"]),
+        (["--unfreeze.top_epochs", "0"], ["--unfreeze.top_epochs", "2"]),  # stage 1 was the last one
+        (["--unfreeze.head_epochs", "1", "--unfreeze.top_epochs", "0"], ["--unfreeze.head_epochs", "2",
+                                                                         "--unfreeze.top_epochs", "2"]),
+    ],
+)  # fmt: skip
+def test_a_finished_run_that_is_given_more_epochs_is_the_longer_run(
+    home: Path, less: list[str], more: list[str]
+) -> None:
+    run = home / "checkpoints" / "longer"
+    assert main(["fit", "--config", "small.yaml", "--run_name", "longer", *less]) == 0
+    assert main(["fit", "--ckpt_path", str(run / "last.ckpt"), *more]) == 0
+    assert_same_runs(home / "checkpoints" / "whole", run)
+    shutil.rmtree(run)
+
+
+def test_a_stage_that_ended_early_goes_on_with_more_patience(home: Path) -> None:
+    """Losses that never fall: with a learning rate of almost nothing, the first epoch is the best one."""
+    run, still = home / "checkpoints" / "patient", ["--model.head_lr", "1e-30", "--model.dropout", "0"]
+    command = ["fit", "--config", "small.yaml", "--run_name", "patient", *still]
+    epochs = ["--unfreeze.head_epochs", "9", "--unfreeze.top_epochs", "0"]
+    assert main([*command, *epochs, "--early_stopping.patience", "1"]) == 0
+    assert len(read_table(run / "metrics.csv")) == 2
+    assert main(["fit", "--ckpt_path", str(run / "last.ckpt")]) == 0
+    assert len(read_table(run / "metrics.csv")) == 2
+    assert main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--early_stopping.patience", "3"]) == 0
+    assert len(read_table(run / "metrics.csv")) == 4
+    shutil.rmtree(run)
+
+
 @pytest.fixture
 def middle(home: Path) -> Iterator[Path]:
     """A run stopped by SIGTERM in the middle of stage 2's first epoch: after 3 of its 5 batches."""
