@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from flowers_pl.cli import main
-from flowers_pl.stopping import end_rank
-
 
 def run() -> None:
     """Run the command line, and end the program with its exit code."""
+    try:
+        from flowers_pl.cli import main  # takes seconds, in which a user may change his mind
+        from flowers_pl.stopping import end_rank
+    except KeyboardInterrupt:
+        sys.exit(130)
     code = main()
     end_rank(code)
     sys.exit(code)

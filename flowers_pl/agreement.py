@@ -14,6 +14,7 @@ from flowers_pl.classifier import FlowerClassifier
 from flowers_pl.decode import resize_photo
 from flowers_pl.errors import FlowersError
 from flowers_pl.exported import Exported
+from flowers_pl.photos import counted
 
 NEAR_TIE = 0.01  # two classes whose probabilities are no further apart may change places
 
@@ -36,8 +37,9 @@ class Agreement:
 
     def __str__(self) -> str:
         return (
-            f"the same class for {self.agreeing} of {self.photos} photos ({self.near_ties} of the others near"
-            f" ties), probabilities at most {self.largest_difference:.2g} apart"
+            f"on {counted(self.photos, 'validation photo')} the checkpoint's class for {self.agreeing}"
+            f" ({self.near_ties} of the others near ties), probabilities at most"
+            f" {self.largest_difference:.2g} apart"
         )
 
     def verify(self, tolerance: float = 1e-3) -> None:
@@ -95,10 +97,10 @@ class AccuracyLoss(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        loss = self.before - self.after
+        gain, low, high = (100 * share for share in (self.after - self.before, -self.high, -self.low))
         return (
-            f"accuracy {self.before:.2%} in float32, {self.after:.2%} in int8: {100 * loss:+.2f} points lost"
-            f" (95 % interval {100 * self.low:+.2f} to {100 * self.high:+.2f})"
+            f"accuracy {self.before:.2%} in float32, {self.after:.2%} in int8: {gain:+.2f} points"
+            f" (95 % interval {low:+.2f} to {high:+.2f})"
         )
 
 

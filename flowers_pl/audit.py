@@ -10,11 +10,11 @@ from pathlib import Path
 from flowers_pl.audit_page import page
 from flowers_pl.audit_text import report, to_leave_out
 from flowers_pl.datamodule import check_settings
-from flowers_pl.errors import FlowersError
+from flowers_pl.errors import FlowersError, why
 from flowers_pl.examine import examine
 from flowers_pl.exclude import write_exclusions
 from flowers_pl.mobilenet import FlowerNet
-from flowers_pl.photos import class_folders
+from flowers_pl.photos import check_writable, class_folders
 from flowers_pl.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,11 @@ def _check(data: AuditData, output: str, write: str | None, most: int) -> None:
             raise FlowersError(
                 f"{option}: {file!r} is inside --data.root, where it would pass as a photo; name another."
             )
-    if write is not None and Path(write).exists():
+    check_writable(output, "--output")
+    if write is None:
+        return
+    check_writable(Path(write).parent, "--write")
+    if Path(write).exists():
         raise FlowersError(
             f"--write: {write!r} exists already, perhaps with your changes; give another name or remove it."
         )
@@ -125,5 +129,5 @@ def _write(file: Path, text: str) -> None:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FlowersError(
-            f"--output: {str(file)!r} cannot be written ({error}); name another folder."
+            f"--output: {str(file)!r} cannot be written ({why(error)}); name another folder."
         ) from error

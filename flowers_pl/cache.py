@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from flowers_pl.decode import UnreadablePhoto, load_photo, read_photo, resize_photo
 from flowers_pl.duplicates import THUMB, Fingerprint, fingerprint
-from flowers_pl.errors import FlowersError
+from flowers_pl.errors import FlowersError, why
 from flowers_pl.photos import LeftOut, Photo, shown
 
 VERSION = 1  # of what `decode.py` and `duplicates.py` compute: a change there needs a new number here
@@ -123,7 +124,7 @@ def decode_photos(
                 decoded = _load(place, key, unkept)
     except OSError as error:
         raise FlowersError(
-            f"--data.cache_dir: the decoded photos cannot be kept in {str(cache_dir)!r} ({error}); name"
+            f"--data.cache_dir: the decoded photos cannot be kept in {str(cache_dir)!r} ({why(error)}); name"
             " another folder."
         ) from error
     assert decoded is not None
@@ -225,13 +226,21 @@ class _Decoder(Dataset[list[tuple[int, Fingerprint | str]]]):
 def _decode_all(decoder: _Decoder, workers: int | None) -> Iterator[tuple[int, Fingerprint | str]]:
     if workers is None:
         workers = min(cores(), len(decoder) // 4)
-    loader = DataLoader(decoder, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+    loader = DataLoader(
+        decoder, batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_end_with_parent
+    )
     with tqdm(
         total=len(decoder.photos), desc="Decoding photos once", unit="photo", leave=False, disable=None
     ) as bar:
         for chunk in loader:
             yield from chunk
             bar.update(len(chunk))
+
+
+def _end_with_parent(worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the one that tells of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _as_it_is(

@@ -26,10 +26,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             project.
     """
     path = Path(path)
+    if path.is_dir():
+        raise FlowersError(f"--ckpt_path: {str(path)!r} is a folder; give its best.ckpt or last.ckpt.")
     if not path.is_file():
         raise FlowersError(
-            f"--ckpt_path: there is no checkpoint {str(path)!r}; give the path of a best.ckpt or last.ckpt,"
-            " or start the run anew without --ckpt_path."
+            f"--ckpt_path: there is no checkpoint {str(path)!r}; give the path of a best.ckpt or last.ckpt."
+        )
+    if path.suffix in (".onnx", ".pt2"):
+        raise FlowersError(
+            f"--ckpt_path: {str(path)!r} is an exported model, no checkpoint; 'predict' takes it with"
+            " --exported."
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

@@ -7,44 +7,42 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
-from flowers_pl.arguments import JUDGING, checkpoint_for, exported_for
-from flowers_pl.audit import audit
-from flowers_pl.average import WeightAverage
 from flowers_pl.batches import Prediction
-from flowers_pl.board import LogGradCam, LogPredictions
-from flowers_pl.checkpointing import BEST, KEY, LAST, AtomicCheckpointIO, read_checkpoint
+from flowers_pl.board import LogPredictions
+from flowers_pl.checkpointing import BEST, LAST, AtomicCheckpointIO, read_checkpoint
 from flowers_pl.classifier import FlowerClassifier
-from flowers_pl.commands import (
-    CHECKED,
-    explain,
-    export,
-    predict_exported,
-    write_final,
-)
-from flowers_pl.console import OneLineParser, quieten
-from flowers_pl.datamodule import FlowersDataModule
+from flowers_pl.console import quieten
 from flowers_pl.errors import FlowersError
-from flowers_pl.finetune import StageEarlyStopping, UnfreezeTopLayers
+from flowers_pl.export_command import CHECKED, predict_exported, write_card, write_final
+from flowers_pl.options import OTHERS, FlowersOptions
+from flowers_pl.photos import check_writable, counted
 from flowers_pl.precision import best_precision
 from flowers_pl.predictions import prediction_rows, prediction_table, write_predictions
-from flowers_pl.resuming import CONFIG, RunSettings, finished, how_to_go_on, job_name, log_changes, restarted
-from flowers_pl.runs import CARD, CURVES, RUNS, draw_curves, settings_of, unused, write_report
+from flowers_pl.resuming import (
+    CONFIG,
+    finished,
+    how_to_go_on,
+    job_name,
+    log_changes,
+    remove_unbegun,
+    restarted,
+)
+from flowers_pl.runs import CARD, CURVES, RUNS, draw_curves, rows_of, unused, write_report
 from flowers_pl.saving import RunCheckpoints
+from flowers_pl.split import Placed
 from flowers_pl.stopping import Stopped, StopSignals, end_with_launcher, lost_contact
-from flowers_pl.tracking import METRICS, DataFiles, EpochTable, Throughput
+from flowers_pl.tracking import METRICS, SPLIT, DataFiles, EpochTable, Throughput
 from flowers_pl.weights import check_weights
 
 log = logging.getLogger("flowers_pl")
-OTHERS: dict[str, Callable[..., None]] = {"audit": audit, "explain": explain, "export": export}
 RUN_NAME = "FLOWERS_PL_RUN_NAME"  # hands the run's name on to the processes that Lightning starts
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -74,9 +72,12 @@ def main(args: list[str] | None = None) -> int:
         log.info("flowers_pl: %s", stop)
         return int(stop.code or 0)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno in FULL:
+            print(f"flowers_pl: {error.strerror}; make room and start again.", file=sys.stderr)
+        elif error.filename is not None:
+            print(f"flowers_pl: {str(error.filename)!r}: {error.strerror}; see to it.", file=sys.stderr)
+        else:
             raise
-        print(f"flowers_pl: {error.strerror}; make room and start again.", file=sys.stderr)
         return 1
     finally:
         if not launched:  # or what this process starts later would take it for its own
@@ -84,158 +85,8 @@ def main(args: list[str] | None = None) -> int:
     return 0
 
 
-class FlowersCLI(LightningCLI):
-    """fit, validate, test, predict, audit, explain and export.
-
-    `fit` has all settings. The others take the model's from its checkpoint, and the data's too, where the
-    command line does not say otherwise.
-
-    Args:
-        args: the command line, without the program's name.
-        signals: what ends the program, and when.
-    """
-
-    trainer: Trainer
-    datamodule: FlowersDataModule
-    model: FlowerClassifier
-
-    def __init__(self, args: list[str], signals: StopSignals) -> None:
-        self._adding, self._signals, self._changed = "", signals, False
-        command = next((arg for arg in args if not arg.startswith("-")), "")
-        self._exported = exported_for(command, args)
-        asked = bool({"-h", "--help"} & set(args))
-        self._ckpt = None if asked or self._exported else checkpoint_for(command, args)
-        settings = self._ckpt.parent / CONFIG if self._ckpt and command == "fit" else None
-        ours = read_checkpoint(self._ckpt)[KEY] if self._ckpt and command in JUDGING else {}
-        self._trained_on = settings_of(self._ckpt, ours) if self._ckpt and ours else {}
-        self._trained_in = ours.get("precision")
-        super().__init__(
-            FlowerClassifier,
-            FlowersDataModule,
-            save_config_callback=RunSettings,
-            trainer_defaults={
-                "max_epochs": -1,
-                "num_sanity_val_steps": 0,
-                "use_distributed_sampler": False,
-                "deterministic": "warn",
-                "enable_model_summary": False,
-            },
-            seed_everything_default=0,
-            parser_kwargs={
-                "prog": "python -m flowers_pl",
-                "description": "Transfer learning with MobileNetV2 on photos of flowers.",
-                **({"fit": {"default_config_files": [str(settings)]}} if settings else {}),
-            },
-            parser_class=OneLineParser,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=args,
-        )
-
-    # ---------------------------------------------------------------- options
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The subcommands, and which arguments of the Trainer's methods are no options of theirs."""
-        return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
-            "validate": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
-            "test": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
-            "predict": {"model", "dataloaders", "datamodule", "weights_only", "return_predictions"},
-        }
-
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Lightning's subcommands, and beside them those that need no Trainer."""
-        super()._add_subcommands(parser, **kwargs)
-        for name, function in OTHERS.items():
-            summary = (function.__doc__ or "").partition("\n")[0]
-            other = self.parser_class(description=summary)
-            other.add_function_arguments(function, as_group=False)
-            assert parser._subcommands_action is not None
-            parser._subcommands_action.add_subcommand(name, other, help=summary)
-
-    def _prepare_subcommand_parser(
-        self, klass: type, subcommand: str, **kwargs: Any
-    ) -> LightningArgumentParser:
-        self._adding = subcommand
-        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-
-    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--seed_everything",
-            type=int,
-            default=0,
-            help="Decides order, augmentation, dropout, the first head.",
-        )
-
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        if self._adding == "fit":
-            super().add_core_arguments_to_parser(parser)
-            return
-        parser.add_lightning_class_args(Trainer, "trainer")
-        parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
-        parser.set_defaults({"trainer.devices": 1})
-        parser.add_lightning_class_args(FlowersDataModule, "data")
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.link_arguments("seed_everything", "data.seed")
-        if self._adding == "fit":
-            parser.link_arguments("seed_everything", "model.seed")
-            parser.add_lightning_class_args(UnfreezeTopLayers, "unfreeze")
-            parser.add_lightning_class_args(StageEarlyStopping, "early_stopping")
-            parser.add_lightning_class_args(LogGradCam, "gradcam")
-            parser.add_lightning_class_args(WeightAverage, "average")  # after what looks at the weights
-            parser.add_argument(
-                "--run_name", type=str | None, default=None, help="Name of the folder below checkpoints/."
-            )
-            parser.add_argument(
-                "--export",
-                type=Literal["torch", "onnx", "none"],
-                default="torch",
-                help="Format of the final model that the run ends with.",
-            )
-            parser.add_argument(
-                "--save_every_n_steps",
-                type=int | None,
-                default=None,
-                help="Save last.ckpt after so many training steps too, not at each epoch's end only.",
-            )
-        else:
-            parser.set_defaults({f"data.{name}": value for name, value in self._trained_on.items()})
-        if self._adding == "predict":
-            parser.add_argument(
-                "--exported",
-                type=str | None,
-                default=None,
-                help="A .pt2 or .onnx that export wrote, in place of a checkpoint; runs on the CPU.",
-            )
-
-    def _parse_ckpt_path(self) -> None:
-        """Settings of a checkpoint were taken before parsing, as defaults, so that the command line wins."""
-        config = self.config[self.config.subcommand]
-        for name, taken in (("ckpt_path", self._ckpt), ("exported", self._exported)):
-            given = config.get(name)
-            if self.config.subcommand not in OTHERS and given is not None and Path(given) != taken:
-                raise FlowersError(f"--{name} must be given on the command line, not in a config file.")
-
-    # ---------------------------------------------------------------- making things
-
-    def instantiate_classes(self) -> None:
-        if self.subcommand not in OTHERS:
-            super().instantiate_classes()
-
-    def _set_seed(self) -> None:
-        if self.config.subcommand not in OTHERS:
-            seed = self.config[self.config.subcommand].seed_everything
-            if not 0 <= seed < 2**32:
-                raise FlowersError(f"--seed_everything must be from 0 to {2**32 - 1}, not {seed}.")
-            super()._set_seed()
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        if subcommand in OTHERS:
-            OTHERS[subcommand](**self.parser.instantiate_classes(self.config)[subcommand])
-        else:
-            super()._run_subcommand(subcommand)
+class FlowersCLI(FlowersOptions):
+    """fit, validate, test, predict, audit, explain and export."""
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand in OTHERS:
@@ -256,6 +107,14 @@ class FlowersCLI(LightningCLI):
             judge_by = self._exported or self._ckpt
             assert judge_by is not None
             self._run = judge_by.parent
+        self._check_writable()
+
+    def _check_writable(self) -> None:
+        """Refuse at once where nothing could be written in the end; only the first rank writes."""
+        if getattr(rank_zero_only, "rank", 0) or self.subcommand == "validate":
+            return
+        out = self.config.predict.out if self.subcommand == "predict" else None
+        check_writable(Path(out).parent if out else self._run, "--out" if out else "")
 
     def _run_folder(self) -> Path:
         if self._ckpt is not None:
@@ -296,7 +155,12 @@ class FlowersCLI(LightningCLI):
                 ],
                 "plugins": [*(given["plugins"] or []), AtomicCheckpointIO()],
             }
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ModuleNotFoundError as error:  # of an accelerator, a precision or a logger
+            raise FlowersError(
+                f"--trainer.…: what is asked for needs a package that is not here ({error})."
+            ) from error
 
     # ---------------------------------------------------------------- subcommands
 
@@ -309,6 +173,10 @@ class FlowersCLI(LightningCLI):
             self._fit(model)
         except Stopped as stop:
             stop.advice = how_to_go_on(self._run)
+            raise
+        except FlowersError:
+            if self.trainer.is_global_zero and self._ckpt is None:
+                remove_unbegun(self._run)
             raise
         except RuntimeError as error:
             if not lost_contact(error):
@@ -361,6 +229,9 @@ class FlowersCLI(LightningCLI):
         model = self._load()
         self._judge(self.trainer.test, model)
         report = write_report(self._run, str(self._ckpt), self.datamodule, model.classes, model.tested)
+        if (self._run / CARD).is_file():
+            assert self._ckpt is not None
+            write_card(self._run, self._ckpt, [Placed(**row) for row in rows_of(self._run / SPLIT)])
         print(report.text())
         log.info("Written to %s: test.txt, test.json, predictions.csv and plots.", self._run)
 
@@ -377,10 +248,21 @@ class FlowersCLI(LightningCLI):
             classes = model.classes
             found = cast("list[Prediction]", self.trainer.predict(model, datamodule=self.datamodule))
         rows = prediction_rows(found, [photo.path for photo in self.datamodule.judged], classes)
-        file = self._run / "predictions.csv"
+        file, failed = self._predictions(), sum(bool(row.error) for row in rows)
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_predictions(file, rows, classes)
         print(*prediction_table(rows), sep="\n")
-        log.info("%d predictions written to %s.", len(rows), file)
+        if failed == len(rows):
+            raise FlowersError(
+                f"--data.predict_root: nothing in {self.datamodule.predict_root!r} can be read as a photo;"
+                f" {file} says why."
+            )
+        unread = f", {counted(failed, 'file')} that cannot be read" if failed else ""
+        log.info("%s%s: %s.", counted(len(rows) - failed, "prediction"), unread, file)
+
+    def _predictions(self) -> Path:
+        """Where `predict` writes its table."""
+        return Path(self.config.predict.out or self._run / "predictions.csv")
 
     def _load(self) -> FlowerClassifier:
         assert self._ckpt is not None

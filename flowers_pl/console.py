@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import re
@@ -16,12 +17,26 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from flowers_pl.errors import FlowersError
 
+TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "NoneType": "null",
+}
+
 
 class OneLineParser(LightningArgumentParser):
     """A parser whose errors are one sentence, without a page of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        raise FlowersError(f"{_shortened(message)} (see 'python -m flowers_pl --help')") from ex
+        said, command = _shortened(message), self.prog.replace(" [options]", "")
+        if foreign := re.match(r"Subcommand '(\w+)' does not accept option '([^']+)'", said):
+            said, command = f"--config: {foreign[2]} is no setting of {foreign[1]}", f"{command} {foreign[1]}"
+        elif unknown := re.match(r"unrecognized arguments: (-[^\s=]*)", said):
+            near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
+            said = f"{unknown[1]} is no option" + (f"; do you mean {near[0]}?" if near else "")
+        raise FlowersError(f"{said} (see '{command} --help')") from ex
 
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
         """A config file's settings; what jsonargparse (4.53) says of a faulty one does not name the file.
@@ -44,17 +59,28 @@ class OneLineParser(LightningArgumentParser):
 
 
 def _shortened(message: str) -> str:
-    """One line that names the option as it is given, and of a value that is of none of several types says no
-    more than what was expected."""
+    """One line that names the option as it is given, and says in words what was expected."""
     line = re.sub(r'Parser key "([^"]+)":', r"--\1:", " ".join(message.split()))
     union = re.fullmatch(
         r"(.*?)Does not validate against .*? Errors: (.*) Given value type: .*? Given value: (.*)", line
     )
-    if union is None:
+    if union is not None:
+        key, errors, value = union.groups()
+        wanted = re.findall(r"- Expected (.*?)(?= - |$)", errors)
+    elif single := re.fullmatch(r"(.*?)Expected (.*)\. Got value: (.*)", line):
+        key, wanted, value = single[1], [single[2]], single[3]
+    else:
         return line
-    key, errors, value = union.groups()
-    wanted = " or ".join(re.findall(r"- Expected (.*?)(?= - |$)", errors))
-    return f"{key}Expected {wanted}. Got value: {value}"
+    words = dict.fromkeys(word for kind in wanted for word in _in_words(kind))
+    return f"{key.rstrip(' :')} must be {' or '.join(words)}, not {value}"
+
+
+def _in_words(kind: str) -> list[str]:
+    """A type as its user knows it: "a <class 'int'>" is a whole number."""
+    if choices := re.fullmatch(r"an? typing\.Literal\[(.*)\]", kind):
+        return choices[1].replace("'", "").split(", ")
+    named = re.fullmatch(r"an? <class '(\w+)'>", kind)
+    return [TYPES.get(named[1], kind) if named else kind]
 
 
 def quieten() -> None:

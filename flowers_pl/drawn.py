@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from flowers_pl.errors import FlowersError
+from flowers_pl.photos import check_writable
 
 KINDS: tuple[str, ...] = ("daisy", "dandelion", "rose", "sunflower", "tulip")
 
@@ -306,6 +307,7 @@ def write_drawings(root: Path, per_class: int, seed: int = 0, size: int = 96) ->
     if (root / _MARKER).is_file() and (root / _MARKER).read_text(encoding="utf-8") == marker:
         return
     _refuse_foreign(root)
+    check_writable(root.parent, "--data.root")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".drawn-", dir=root.parent) as scratch:
         fresh = Path(scratch, "fresh")

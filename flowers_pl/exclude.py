@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from flowers_pl.cache import DecodedPhotos
-from flowers_pl.errors import FlowersError
+from flowers_pl.errors import FlowersError, why
 from flowers_pl.photos import LeftOut, read_csv, write_csv
 
 
 def write_exclusions(file: str | os.PathLike[str], listed: Iterable[LeftOut]) -> None:
-    """Write the list that `read_exclusions` takes back."""
+    """Write the list that `read_exclusions` takes back, making its folder."""
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
     write_csv(file, LeftOut._fields, listed)
 
 
@@ -37,7 +38,8 @@ def read_exclusions(file: str | os.PathLike[str]) -> dict[str, str]:
         ) from error
     except (OSError, csv.Error, UnicodeError) as error:
         raise FlowersError(
-            f"--data.exclude: {str(file)!r} cannot be read ({error}); give a list that 'audit --write' wrote."
+            f"--data.exclude: {str(file)!r} cannot be read ({why(error)}); give a list that 'audit --write'"
+            " wrote."
         ) from error
     return {row["path"].removeprefix("./"): row.get("reason", "") for row in rows if row["path"]}
 

@@ -12,6 +12,16 @@ from flowers_pl.split import TRAIN, VAL, Placed
 
 TO_FILL_IN = "**to be filled in**"
 
+NAMES = {
+    "accuracy": "accuracy",
+    "macro_precision": "precision, mean of the classes",
+    "macro_recall": "recall, mean of the classes",
+    "macro_f1": "F1, mean of the classes",
+    "top2_accuracy": "the right class among the two likeliest",
+    "nll": "negative log-likelihood (nats)",
+    "ece": "expected calibration error",
+}
+
 TEMPLATE = """\
 # {title}
 
@@ -49,7 +59,7 @@ Not for decisions that a mistake makes costly, such as telling edible plants fro
 ## Licence
 
 - Of this model: {blank}.
-- Of the {kind} that it was trained on: {blank}.
+- Of the {kind} that it was trained on: {data_licence}.
 - Of the weights that it started from: {weights_licence}.
 """
 
@@ -95,6 +105,7 @@ def model_card(
         results=_results(results),
         limits=_bullets(_limits(drawn)),
         weights_licence=TO_FILL_IN if settings["weights"] is not None else "it started from none",
+        data_licence="the program made them" if drawn else TO_FILL_IN,
         blank=TO_FILL_IN,
     )
 
@@ -123,12 +134,9 @@ def _use(drawn: bool) -> str:
 def _data(facts: Mapping[str, Any], placed: Sequence[Placed], left_out: Sequence[LeftOut], kind: str) -> str:
     settings = facts["data"]
     root = PurePath(settings["root"]).name if "root" in settings else ""
-    lines = [
-        f"The folder `{root}`; where its {kind} came from: {TO_FILL_IN}."
-        if root
-        else f"The {kind}: {TO_FILL_IN}.",
-        _split(settings),
-    ]
+    origin = "flowers_pl drew them" if settings.get("drawn") else TO_FILL_IN
+    folder = f"The folder `{root}`; where its {kind} came from: " if root else f"The {kind}: "
+    lines = [f"{folder}{origin}.", _split(settings)]
     if placed:
         lines += ["", *_counts(facts["classes"], placed)]
         reasons = Counter(
@@ -170,6 +178,8 @@ def _recipe(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[s
     if stage["number"] > 1:
         top = "all layers" if stage["layers"] == "all" else f"the top {stage['layers']} layers"
         yield f"Stage 2, from epoch {stage['first_epoch'] + 1} on: {top} too, Adam at {settings['top_lr']:g}."
+        if facts.get("average"):
+            yield f"What is kept of stage 2 is a running average of its weights (decay {facts['average']:g})."
     yield "Batch norm keeps its statistics throughout; the epoch is that with the lowest validation loss."
     yield f"Seed {settings['seed']}."
 
@@ -192,7 +202,7 @@ def _results(results: Mapping[str, Any] | None) -> str:
     for name, value in numbers.items():
         low_high = intervals.get(name)
         interval = f"{low_high[0]:.4f} to {low_high[1]:.4f}" if low_high else "not measured"
-        lines.append(f"| {_plain(name)} | {value:.4f} | {interval} |")
+        lines.append(f"| {NAMES.get(name) or _plain(name)} | {value:.4f} | {interval} |")
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from flowers_pl.errors import FlowersError
 log = logging.getLogger(__name__)
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 (spreadsheets take the wide ones too)
 NAMED = 20  # unreadable files that are named on the screen
-LAYOUT = "give --data.root a folder that holds one folder of photos for each class"
+LAYOUT = "give a folder that holds one folder of photos for each class"
 
 
 class Photo(NamedTuple):
@@ -202,6 +202,31 @@ def shown(name: str) -> str:
 def counted(number: int, noun: str) -> str:
     """ "1 photo", "2 photos"."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def check_writable(folder: str | os.PathLike[str], option: str = "") -> None:
+    """Refuse at once a folder, made already or not, that nothing can be written into in the end.
+
+    Args:
+        folder: where files will go.
+        option: what it was given with, if with any, for the message.
+
+    Raises:
+        FlowersError: there is no permission, or a file is in the way.
+    """
+    wanted = Path(folder).absolute()
+    nearest = next(one for one in (wanted, *wanted.parents) if os.path.exists(one))
+    said = f"{option}: " if option else ""
+    if not nearest.is_dir():
+        raise FlowersError(
+            f"{said}{str(folder)!r} cannot be written to, for {str(nearest)!r} is a file; remove it, or"
+            " name or go to another folder."
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise FlowersError(
+            f"{said}{str(folder)!r} cannot be written to, for want of permission for {str(nearest)!r}; see to"
+            " it, or name or go to another folder."
+        )
 
 
 def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from flowers_pl.checkpointing import KEY, LAST, read_checkpoint
 from flowers_pl.saving import MIDDLE
+from flowers_pl.tracking import LEFT_OUT, SPLIT
 
 log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
@@ -72,6 +73,17 @@ def finished(ckpt: Path) -> bool:
     checkpoint = read_checkpoint(ckpt)
     stage = checkpoint[KEY]["stage"]
     return bool(stage["last"] and stage["ended"]) and MIDDLE not in checkpoint
+
+
+def remove_unbegun(run: Path) -> None:
+    """Remove what a run that was refused before its first step has left; Lightning opens TensorBoard's file
+    early."""
+    if (run / CONFIG).exists():
+        return
+    for file in (*run.glob("events.out.tfevents.*"), run / SPLIT, run / LEFT_OUT):
+        file.unlink(missing_ok=True)
+    if run.is_dir() and not any(run.iterdir()):
+        run.rmdir()
 
 
 def how_to_go_on(run: Path) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flowers_pl.errors import FlowersError
+from flowers_pl.errors import FlowersError, why
 from flowers_pl.photos import LeftOut, Photo, read_csv, write_csv
 
 TRAIN, VAL = "train", "val"
@@ -178,7 +178,7 @@ def read_split(file: Path, photos: Sequence[Photo], excluded: Container[str] = (
         ) from missing
     except (OSError, csv.Error, UnicodeError) as error:
         raise FlowersError(
-            f"--data.split: {str(file)!r} cannot be read ({error}); give 'grouped', 'notebook', or a"
+            f"--data.split: {str(file)!r} cannot be read ({why(error)}); give 'grouped', 'notebook', or a"
             " run's split.csv."
         ) from error
     known = set(photos)

@@ -76,6 +76,11 @@ def _read(file: Path) -> Mapping[str, Tensor]:
             " state_dict of"
             " torchvision's mobilenet_v2."
         ) from error
+    if isinstance(state, Mapping) and "state_dict" in state:
+        raise FlowersError(
+            f"--model.weights: {str(file)!r} is a checkpoint of a training, no state_dict; give weights of"
+            " ImageNet, or go on with that run by --ckpt_path."
+        )
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise FlowersError(
             f"--model.weights: {str(file)!r} holds no state_dict; save one with"

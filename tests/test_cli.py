@@ -32,6 +32,7 @@ SMALL = {
     "unfreeze": {"head_epochs": 1, "top_epochs": 2},
     "trainer": {"accelerator": "cpu", "devices": 1, "precision": "32", "enable_progress_bar": False},
 }
+FIT = ["fit", "--config", "small.yaml", "--data.root", "DRAWINGS"]
 TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
 
@@ -168,8 +169,22 @@ def test_a_run_ends_with_its_final_model(inside: Path, drawings: Path) -> None:
     expected = FlowerClassifier.load(inside / "checkpoints" / "first" / "best.ckpt").classify(file)
     found = dict(zip(final.classes, final(read_photo(file)[None])[0].tolist(), strict=True))
     assert found == pytest.approx(expected, abs=1e-4)
-    card = (inside / "checkpoints" / "first" / "MODEL_CARD.md").read_text()
-    assert "final.pt2" in card
+
+
+def test_the_card_tells_of_all_that_was_exported_and_of_the_newest_test(inside: Path) -> None:
+    run = inside / "checkpoints" / "first"
+    (run / "test.json").unlink(missing_ok=True)
+    assert main(["export", "--format", "onnx"]) == 0
+    card = (run / "MODEL_CARD.md").read_text()
+    assert "`final.pt2`: on 10 validation photos the checkpoint's class for 10" in card
+    assert "`final.onnx`: on 10 validation photos the checkpoint's class for 10" in card
+    assert "a running average of its weights (decay 0.99)" in card
+    assert "Not measured yet" in card
+    assert main(["test", "--trainer.enable_progress_bar", "false"]) == 0
+    renewed = (run / "MODEL_CARD.md").read_text()
+    accuracy = json.loads((run / "test.json").read_text())["accuracy"]
+    assert f"| accuracy | {accuracy:.4f} |" in renewed
+    assert "`final.onnx`: on 10" in renewed
 
 
 def test_export_writes_onnx_beside_the_checkpoint(inside: Path) -> None:
@@ -186,6 +201,21 @@ def test_explain_draws_where_the_model_looks(inside: Path, drawings: Path) -> No
     assert np.load(folder / "maps.npz")["maps"].shape[0] == 3
     assert main(["explain", "--most", "5"]) == 0
     assert np.load(folder / "maps.npz")["maps"].shape[0] == 5
+
+
+def test_predict_writes_where_it_is_told(
+    inside: Path, drawings: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, elsewhere = inside / "checkpoints" / "first" / "predictions.csv", inside / "new" / "roses.csv"
+    own.write_text("kept")
+    photo = ["--data.predict_root", str(drawings / "rose" / "rose_0000.png")]
+    with caplog.at_level("INFO", "flowers_pl"):
+        assert (
+            main(["predict", *photo, "--out", str(elsewhere), "--trainer.enable_progress_bar", "false"]) == 0
+        )
+    assert own.read_text() == "kept"
+    assert len(elsewhere.read_text().splitlines()) == 2
+    assert caplog.messages[-1] == f"1 prediction: {elsewhere}."
 
 
 def test_predict_writes_a_row_for_each_file(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -352,8 +382,13 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
     ("args", "message"),
     [
         (["fit", "--data.root", "nowhere"], "--data.root: there is no folder 'nowhere'"),
-        (["fit", "--data.rot", "x"], "--data.rot"),
-        (["fit", "--unfreeze.layers", "many"], "unfreeze.layers"),
+        (
+            ["fit", "--data.rot", "x"],
+            "--data.rot is no option; do you mean --data.root? (see 'python -m flowers_pl fit",
+        ),
+        (["explain", "--metod", "x"], "do you mean --method? (see 'python -m flowers_pl explain --help')"),
+        (["fit", "--unfreeze.layers", "many"], "--unfreeze.layers must be a whole number or all, not many"),
+        (["fit", "--data.cache", "2"], "--data.cache must be true or false, not 2"),
         (["fit", "--unfreeze.layers", "200"], "--unfreeze.layers must be 'all' or from 1 to 154"),
         (["fit", "--model.dropout", "1"], "--model.dropout"),
         (["fit", "--save_every_n_steps", "0"], "--save_every_n_steps must be at least 1"),
@@ -383,16 +418,49 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["fit", "--config", "broken.yaml"], "--config: 'broken.yaml' is no YAML (while parsing"),
         (["fit", "--config", "words.yaml"], "--config: 'words.yaml' holds no settings"),
         (["fit", "--config", '{"data": {"root": "nowhere"}}'], "no folder 'nowhere'"),  # settings, no file
-        (["fit", "--config", "typed.yaml"], "--config: 'typed.yaml': --data.batch_size: Expected"),
+        (
+            ["fit", "--config", "typed.yaml"],
+            "--config: 'typed.yaml': --data.batch_size must be a whole number",
+        ),
+        (["fit", "--config", "unknown.yaml"], "--config: data.rot is no setting of fit"),
         (["fit", "--data.workers", "-1"], "--data.workers must be 0 or more, not -1"),
         (["fit", "--seed_everything", "-1"], "--seed_everything must be from 0 to 4294967295, not -1"),
         (["fit", "--run_name", "../first"], "--run_name must be the name of a folder below checkpoints"),
         (["fit", "--trainer.devices", "0", "--trainer.accelerator", "cpu"], "devices='0'"),
         (["explain", "--most", "0"], "--most must be at least 1"),
         (["explain", "--faithfulness", "-3"], "--faithfulness at least 0, not 40 and -3"),
+        (["fit", "--trainer.accelerator", "tpu"], "--trainer.…: what is asked for needs a package"),
+        (["export", "--quantize", "int4"], "--quantize must be int8 or null, not int4"),
         (
-            ["export", "--quantize", "int4"],
-            "Literal['int8'] or a <class 'NoneType'>. Got value: int4",
+            ["export", "--out", "model.txt"],
+            "--out: a file for --format torch must end in .pt2, not as 'model.txt'",
+        ),
+        (["export", "--out", "small.yaml/model.pt2"], "--out: 'small.yaml' cannot be written to"),
+        (["test", "--ckpt_path", "checkpoints/first"], "'checkpoints/first' is a folder; give its best.ckpt"),
+        (["test", "--ckpt_path", "checkpoints/first/final.pt2"], "'predict' takes it with --exported"),
+        (
+            ["test", "--data.test_root", "nowhere"],
+            "--data.test_root: there is no folder 'nowhere'; give a folder",
+        ),
+        (["predict", "--data.predict_root", "small.yaml"], "nothing in 'small.yaml' can be read as a photo"),
+        (
+            ["predict", "--data.predict_root", "small.yaml", "--out", "small.yaml/x.csv"],
+            "--out: 'small.yaml' cannot",
+        ),
+        (["explain", "--images", "small.yaml"], "--images: nothing in 'small.yaml' can be read as a photo"),
+        ([*FIT, "--data.split", "nowhere.csv"], "'nowhere.csv' cannot be read (No such file or directory)"),
+        ([*FIT, "--data.exclude", "nowhere.csv"], "nowhere.csv' cannot be read (No such file or directory)"),
+        ([*FIT, "--model.weights", "torn.pth"], "'torn.pth' is no file that torch.save wrote"),
+        ([*FIT, "--model.weights", "checkpoints/first/best.ckpt"], "is a checkpoint of a training"),
+        ([*FIT, "--trainer.max_epochs", "0"], "--trainer.max_epochs must be at least 1"),
+        ([*FIT, "--trainer.check_val_every_n_epoch", "2"], "--trainer.check_val_every_n_epoch"),
+        (
+            ["audit", "--data.root", "DRAWINGS", "--write", "small.yaml/x.csv"],
+            "--write: 'small.yaml' cannot be written",
+        ),
+        (
+            ["audit", "--data.root", "DRAWINGS", "--output", "small.yaml"],
+            "--output: 'small.yaml' cannot be written",
         ),
         (["audit", "--data.root", "nowhere"], "--data.root: there is no folder 'nowhere'"),
         (["audit", "--data.workers", "-1"], "--data.workers must be 0 or more, not -1"),
@@ -401,13 +469,33 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
     ],
 )
 def test_a_mistake_gets_one_sentence(
-    inside: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+    inside: Path, drawings: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
+    args = [str(drawings) if arg == "DRAWINGS" else arg for arg in args]
+    (inside / "torn.pth").write_text("no weights")
+    (inside / "unknown.yaml").write_text("data: {rot: x}\n")
     (inside / "broken.yaml").write_text("data: [1,\n")
     (inside / "words.yaml").write_text("only words\n")
     (inside / "typed.yaml").write_text("data: {batch_size: many}\n")
     assert message in failure(capsys, *args)
     assert {path.name for path in (inside / "checkpoints").iterdir()} == {"first"}
+
+
+@pytest.mark.parametrize(("command", "way"), [("fit", "checkpoints"), ("fit", "drawn")])
+def test_a_file_in_the_way_of_a_folder_is_named_at_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    way: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / way).write_text("a file")
+    fit = [command, "--model.weights", "null", "--data.root", "drawn/flowers", "--data.drawn", "4"]
+    said = failure(capsys, *fit)
+    assert "cannot be written to" in said
+    assert f"{way}' is a file" in said
+    assert not (tmp_path / "checkpoints").is_dir()
 
 
 def test_folders_that_cannot_be_trained_on(

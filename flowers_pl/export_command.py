@@ -1,0 +1,172 @@
+"""`export`: the final model, checked against its checkpoint, and its card."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from flowers_pl.average import AVERAGE
+from flowers_pl.batches import Prediction
+from flowers_pl.checkpointing import KEY, newest_best, read_checkpoint
+from flowers_pl.classifier import FlowerClassifier
+from flowers_pl.datamodule import FlowersDataModule
+from flowers_pl.errors import FlowersError
+from flowers_pl.photos import LeftOut, check_writable
+from flowers_pl.runs import CARD, RUNS, readable_photos, rows_of, settings_of
+from flowers_pl.split import TRAIN, Placed
+from flowers_pl.tracking import LEFT_OUT
+
+log = logging.getLogger(__name__)
+EXPORTS = "exports.json"  # what was exported from a checkpoint, and how well it agrees
+CHECKED = 64  # validation photos that an export made by `fit` is checked on
+CALIBRATED = 200  # training photos that int8 is calibrated on
+
+
+def export(
+    ckpt_path: str | None = None,
+    format: Literal["torch", "onnx"] = "torch",
+    quantize: Literal["int8"] | None = None,
+    out: str | None = None,
+) -> None:
+    """Write the final model for use elsewhere, checked against its checkpoint, and a model card beside it.
+
+    Args:
+        ckpt_path: the checkpoint; null for the newest best.ckpt.
+        format: torch for a .pt2 of torch.export, or onnx.
+        quantize: int8 for a quantised ONNX file beside the other.
+        out: the file to write; null for final.pt2 or final.onnx beside the checkpoint.
+    """
+    ckpt = Path(ckpt_path) if ckpt_path else newest_best(RUNS)
+    suffix = {"torch": ".pt2", "onnx": ".onnx"}[format]
+    if quantize and format != "onnx":
+        raise FlowersError("--quantize int8 goes with --format onnx; give both.")
+    if out is not None and Path(out).suffix != suffix:
+        raise FlowersError(f"--out: a file for --format {format} must end in {suffix}, not as {out!r} does.")
+    file = Path(out) if out else ckpt.parent / f"final{suffix}"
+    check_writable(file.parent, "--out" if out else "")
+    data = FlowersDataModule(**settings_of(ckpt))
+    data.prepare_data()
+    data.setup("validate")
+    model = FlowerClassifier.load(ckpt)
+    write_final(model, ckpt, file, data, quantize=quantize)
+
+
+def write_final(
+    model: FlowerClassifier,
+    ckpt: Path,
+    file: Path,
+    data: FlowersDataModule,
+    checked: int | None = None,
+    quantize: str | None = None,
+) -> None:
+    """Export a model, check it on validation photos at their own sizes, and write its card.
+
+    Args:
+        model: the trained model.
+        ckpt: where it comes from.
+        file: where it goes; .onnx or .pt2.
+        data: set up, with the validation side.
+        checked: on how many photos, evenly spread; None for all.
+        quantize: "int8" for a quantised ONNX file too.
+
+    Raises:
+        FlowersError: the exported model does not agree with the checkpoint.
+    """
+    from flowers_pl.agreement import check_export
+    from flowers_pl.export import export_onnx, export_torch
+    from flowers_pl.exported import Exported
+
+    (export_onnx if file.suffix == ".onnx" else export_torch)(model, file)
+    judged = data.judged[:: max(1, len(data.judged) // checked)] if checked else data.judged
+    photos = readable_photos(data.root, (photo.path for photo in judged))
+    agreement = check_export(Exported.open(file), model, (photo for _, photo in photos))
+    agreement.verify()
+    files = {file.name: str(agreement)}
+    log.info("%s: %s", file, agreement)
+    if quantize:
+        files |= _quantized(file, data)
+    write_card(file.parent, ckpt, data.placed, files)
+
+
+def write_card(folder: Path, ckpt: Path, placed: Sequence[Placed], files: Mapping[str, str] = {}) -> None:
+    """Write a model card, with what was measured of a checkpoint and of all that was exported from it.
+
+    Args:
+        folder: where it goes, and where the exported files lie.
+        ckpt: the checkpoint; `test.json` and `left_out.csv` beside it are taken too.
+        placed: the photos of both sides.
+        files: what is new: from a file's name to what was measured of it.
+    """
+    from flowers_pl.model_card import model_card
+
+    checkpoint, listed = read_checkpoint(ckpt), folder / EXPORTS
+    before = json.loads(listed.read_text()) if listed.is_file() else {}
+    if before.get("step") != checkpoint["global_step"]:  # they are of other weights
+        before = {}
+    every = {**before.get("files", {}), **files}
+    listed.write_text(json.dumps({"step": checkpoint["global_step"], "files": every}, indent=2) + "\n")
+    result = ckpt.parent / "test.json"
+    card = model_card(
+        checkpoint[KEY] | {"average": checkpoint.get(AVERAGE, {}).get("decay", 0)},
+        checkpoint["hyper_parameters"],
+        placed,
+        [LeftOut(**row) for row in rows_of(ckpt.parent / LEFT_OUT)],
+        json.loads(result.read_text()) if result.is_file() else None,
+        every,
+    )
+    (folder / CARD).write_text(card)
+
+
+def _quantized(file: Path, data: FlowersDataModule) -> dict[str, str]:
+    """Write the int8 model and say what it costs."""
+    from flowers_pl.agreement import accuracy_loss
+    from flowers_pl.export import quantize_int8
+    from flowers_pl.exported import Exported
+
+    small = file.with_name(f"{file.stem}_int8.onnx")
+    training = [one.path for one in data.placed if one.side == TRAIN]
+    sample = training[:: max(1, len(training) // CALIBRATED)]
+    quantize_int8(file, small, (photo for _, photo in readable_photos(data.root, sample)))
+    label_of = {photo.path: data.classes.index(photo.label) for photo in data.judged}
+    labels = np.array([label_of[path] for path, _ in readable_photos(data.root, label_of)])
+    before, after = (
+        Exported.open(one).each(photo for _, photo in readable_photos(data.root, label_of))
+        for one in (file, small)
+    )
+    what = f"{small.stat().st_size / 1e6:.2f} MB, {accuracy_loss(before, after, labels)}"
+    log.info("%s: %s", small, what)
+    return {small.name: what}
+
+
+def predict_exported(file: Path, data: FlowersDataModule) -> tuple[list[str], list[Prediction]]:
+    """Predict photos by an exported model; needs neither its checkpoint nor the photos that it learnt from.
+
+    The loader's workers decode and resize while the model runs; its own resize leaves such photos as they
+    are.
+
+    Args:
+        file: .pt2 or .onnx, int8 or not.
+        data: with a `predict_root`; takes classes and image size from the file.
+
+    Returns:
+        The classes, and a prediction for each batch.
+
+    Raises:
+        FlowersError: the file is not one that `export` wrote, or there are no photos.
+    """
+    from flowers_pl.exported import Exported
+
+    exported = Exported.open(file)
+    log.info("Exported model: %s", file)
+    data.classes, data.image_size = exported.classes, exported.image_size
+    data.setup("predict")
+    return exported.classes, [
+        Prediction(batch.rows, torch.from_numpy(exported(batch.photos)), batch.unreadable)
+        for batch in data.predict_dataloader()
+    ]
