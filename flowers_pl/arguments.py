@@ -19,6 +19,11 @@ def checkpoint_for(command: str, args: list[str]) -> Path | None:
         return newest_best(RUNS)
     if given in (None, "null"):
         return None
+    if command == "fit" and not Path(given).exists():
+        raise FlowersError(
+            f"--ckpt_path: there is no checkpoint {given!r}; where nothing was saved yet, start the run anew"
+            " without --ckpt_path."
+        )
     read_checkpoint(given)
     return Path(given)
 

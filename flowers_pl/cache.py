@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from flowers_pl.decode import UnreadablePhoto, load_photo, read_photo, resize_ph
 from flowers_pl.duplicates import THUMB, Fingerprint, fingerprint
 from flowers_pl.errors import FlowersError, why
 from flowers_pl.photos import LeftOut, Photo, shown
+from flowers_pl.stopping import leave_signals_to_parent, signals_held
 
 VERSION = 1  # of what `decode.py` and `duplicates.py` compute: a change there needs a new number here
 CHUNK = 16  # photos a worker decodes before it reports
@@ -227,20 +227,20 @@ def _decode_all(decoder: _Decoder, workers: int | None) -> Iterator[tuple[int, F
     if workers is None:
         workers = min(cores(), len(decoder) // 4)
     loader = DataLoader(
-        decoder, batch_size=None, num_workers=workers, collate_fn=_as_it_is, worker_init_fn=_end_with_parent
+        decoder,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=leave_signals_to_parent,
     )
+    with signals_held():
+        chunks = iter(loader)
     with tqdm(
         total=len(decoder.photos), desc="Decoding photos once", unit="photo", leave=False, disable=None
     ) as bar:
-        for chunk in loader:
+        for chunk in chunks:
             yield from chunk
             bar.update(len(chunk))
-
-
-def _end_with_parent(worker: int) -> None:
-    """Leave Ctrl-C, which a terminal sends to all processes, to the one that tells of it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _as_it_is(

@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -110,6 +111,30 @@ class StopSignals:
                 if launched_by_lightning(trainer):
                     stopped.code = 0
                 raise stopped
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let signals wait until processes have been forked: what a handler raises in Python's own hooks around a
+    fork is ignored, and the signal lost."""
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals nowhere else
+        yield
+        return
+    noted: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, signal.SIG_DFL if handler is None else handler)
+    for number in noted:
+        signal.raise_signal(number)
+
+
+def leave_signals_to_parent(worker: int = 0) -> None:
+    """In a process that helps another: let that one tell of a Ctrl-C, which a terminal sends to both."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def lost_contact(error: BaseException) -> bool:

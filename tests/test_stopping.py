@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 import yaml
 from comparing import assert_same_runs
 from interrupting import Circumstances, fit
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 
@@ -198,3 +202,36 @@ def test_a_full_disk_ends_a_run_with_one_sentence_and_nothing_lost(whole: Whole,
     assert "make room and resume" in last
     assert kept == {name: (part / name).read_bytes() for name in kept}
     go_on(whole, part)
+
+
+@pytest.mark.parametrize("after", [0.0, 0.02, 0.3])  # seconds: as the processes are forked, and later
+def test_ctrl_c_while_photos_are_decoded_says_no_more_than_that(tmp_path: Path, after: float) -> None:
+    """A terminal sends it to the processes that decode, too."""
+    Image.effect_noise((700, 700), 50).convert("RGB").save(tmp_path / "photo.jpg")
+    for number in range(800):  # seconds of decoding
+        place = tmp_path / "photos" / ("rose" if number % 2 else "tulip") / f"{number}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "photo.jpg", place)
+    command = [
+        sys.executable,
+        "-m",
+        "flowers_pl",
+        "audit",
+        "--data.root",
+        "photos",
+        "--model.weights",
+        "null",
+    ]
+    process = subprocess.Popen(
+        [*command, "--data.workers", "2", "--data.cache_dir", "cache"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("cache/.photos-*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said == "flowers_pl: stopped by SIGINT\n"
+    assert not list(tmp_path.glob("cache/.photos-*"))
