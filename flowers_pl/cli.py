@@ -26,6 +26,7 @@ from flowers_pl.options import OTHERS, FlowersOptions
 from flowers_pl.photos import check_writable, counted
 from flowers_pl.precision import best_precision
 from flowers_pl.predictions import prediction_rows, prediction_table, write_predictions
+from flowers_pl.progress import EpochLines, bars_for
 from flowers_pl.resuming import (
     CONFIG,
     finished,
@@ -138,6 +139,9 @@ class FlowersCLI(FlowersOptions):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")
+        callbacks = given["callbacks"] or []
+        kwargs["enable_progress_bar"], bars = bars_for(given["enable_progress_bar"], callbacks)
+        kwargs["callbacks"] = [*callbacks, *bars]
         if self.subcommand != "fit":
             kwargs |= {"logger": False, "enable_checkpointing": False}
         elif not given["fast_dev_run"]:
@@ -147,7 +151,8 @@ class FlowersCLI(FlowersOptions):
                 "default_root_dir": given["default_root_dir"] or str(self._run),
                 "logger": [board, EpochTable(self._run / METRICS)],
                 "callbacks": [
-                    *(given["callbacks"] or []),
+                    *kwargs["callbacks"],
+                    EpochLines(),
                     Throughput(),
                     DataFiles(self._run),
                     LogPredictions(),

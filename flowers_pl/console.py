@@ -6,7 +6,6 @@ import difflib
 import logging
 import os
 import re
-import sys
 import warnings
 from typing import Any
 
@@ -16,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 
 from flowers_pl.errors import FlowersError
+from flowers_pl.progress import AboveBars
 
 TYPES = {
     "int": "a whole number",
@@ -85,7 +85,7 @@ def _in_words(kind: str) -> list[str]:
 
 def quieten() -> None:
     """Say what this program says, and of what Lightning says only what its user can act on."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", handlers=[AboveBars()])
     first = getattr(rank_zero_only, "rank", 0) == 0
     logging.getLogger("flowers_pl").setLevel(logging.INFO if first else logging.ERROR)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):

@@ -1,0 +1,67 @@
+"""How far a run is: a bar where there is a terminal, and a line for each epoch everywhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+
+class AboveBars(logging.Handler):
+    """Writes log lines to standard error, each on a line of its own, above the bars that are there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
+
+
+class EpochBar(TQDMProgressBar):
+    """Lightning's bar, whose epochs count from 1, as everything else here does."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + 1}")
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Without the logger's version: the run has a name."""
+        shown: dict[str, Any] = super().get_metrics(trainer, pl_module)  # type: ignore[assignment]
+        shown.pop("v_num", None)
+        return shown
+
+
+class EpochLines(L.Callback):
+    """Says a line for each epoch, which stays on the screen and in a log file."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        seen = trainer.callback_metrics
+        sides = {"training": "train", "validation": "val"}
+        figures = (
+            f"loss {seen[f'{side}_loss']:.4f}, accuracy {seen[f'{side}_accuracy']:.4f} in {name}"
+            for name, side in sides.items()
+            if f"{side}_loss" in seen
+        )
+        log.info("Epoch %d: %s.", trainer.current_epoch + 1, "; ".join(figures))
+
+
+def bars_for(wanted: bool | None, given: list[L.Callback]) -> tuple[bool, list[L.Callback]]:
+    """Whether the Trainer shows bars, and which, where its user has given none.
+
+    Args:
+        wanted: `--trainer.enable_progress_bar`; None to show them on a terminal only.
+        given: the user's callbacks.
+    """
+    shown = sys.stdout.isatty() if wanted is None else wanted
+    own = any(isinstance(one, ProgressBar) for one in given)
+    return shown or own, [EpochBar()] if shown and not own else []
