@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +22,7 @@ from flowers_pl.errors import FlowersError
 from flowers_pl.figures import short_name
 from flowers_pl.heatmaps import BATCH, class_activation_maps, normalised, stand_in
 
+HEAT_MEANS = "speaks for the class (1: the most in this photo)"
 HEAT = "turbo"  # blue is cold and red is hot, as readers of heat maps expect; smoother than jet
 
 
@@ -139,8 +142,7 @@ def explanation_figure(explained: Explained, title: str = "", most: int = 5) -> 
     axes[1].set(xticks=[], yticks=[])
     axes[1].set_title(f"heat map for\n{short_name(explained.target)}", fontsize=10)
     _picture(axes[2], overlay(photo, explained.heat), "overlay")
-    label = "speaks for the class (1: the most in this photo)"
-    figure.colorbar(heat, ax=axes[:3], location="bottom", shrink=0.4, aspect=40, label=label)
+    figure.colorbar(heat, ax=axes[:3], location="bottom", shrink=0.4, aspect=40, label=HEAT_MEANS)
     _bars(axes[3], explained, most)
     truth = "" if explained.truth is None else f", truly {explained.truth}"
     figure.suptitle(short_name(title or f"predicted {explained.predicted}{truth}", 100))
@@ -159,7 +161,7 @@ def _bars(axes: Axes, explained: Explained, most: int) -> None:
     bars = axes.barh(range(len(top)), [share for _, share in top], color="tab:blue")
     axes.bar_label(bars, [f"{share:.1%}" for _, share in top], padding=3)
     axes.set(xlim=(0, 1.3), xticks=[], yticks=range(len(top)), yticklabels=names)
-    axes.set_title("probability", fontsize=10)
+    axes.set_title("probability", fontsize=10, loc="left")
     axes.invert_yaxis()
     axes.spines[["top", "right", "bottom"]].set_visible(False)
 
@@ -179,7 +181,7 @@ def grid_figure(
     rows = {name: [one for one in explained if (one.truth or one.predicted) == name] for name in classes}
     rows = {name: _row(some, columns) for name, some in rows.items() if some}
     across = max(map(len, rows.values()), default=1)
-    figure = Figure(figsize=(3.4 * across + 0.5, 2 * max(len(rows), 1) + 0.5), layout="constrained")
+    figure = Figure(figsize=(3.4 * across + 0.5, 2 * max(len(rows), 1) + 1.1), layout="constrained")
     grid = figure.subplots(max(len(rows), 1), across, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -190,7 +192,11 @@ def grid_figure(
             colour = "black" if one.truth is None else "firebrick" if _wrong(one) else "darkgreen"
             label = f"{short_name(one.predicted)} {one.probabilities[one.predicted]:.0%}"
             _picture(axes, beside(one), f"wrong: {label}" if _wrong(one) else label, colour)
-    figure.suptitle(short_name(title, 100) or "Predictions and the heat maps behind them")
+    heat = ScalarMappable(Normalize(0, 1), HEAT)
+    figure.colorbar(heat, ax=grid, location="bottom", shrink=0.3, aspect=40, label=HEAT_MEANS)
+    shown = sum(map(len, rows.values()))
+    part = f" ({shown} of them shown)" if shown < len(explained) else ""
+    figure.suptitle((short_name(title, 100) or "Predictions and the heat maps behind them") + part)
     return figure
 
 

@@ -112,7 +112,14 @@ def _measure(
 ) -> None:
     from flowers_pl.faithfulness import faithfulness, faithfulness_figure
 
+    log.info("Measuring on %s how far the maps can be trusted …", counted(len(photos), kind[:-1]))
     squares = torch.stack([resize_photo(photo, model.image_size) for photo in photos])
     measured = faithfulness(model, squares, method=method, layer=layer)
     (folder / "explain.json").write_text(json.dumps(measured, indent=2))
     save(faithfulness_figure(measured, kind), folder / "faithfulness.png")
+    own, chance = (measured["maps"][name] for name in (method, "random"))
+    log.info(
+        "ROAD %+.3f (random maps %+.3f), insertion %.3f (%.3f), deletion %.3f (%.3f, lower is better);"
+        " explain.json has the rest.",
+        *(one[name] for name in ("road", "insertion_auc", "deletion_auc") for one in (own, chance)),
+    )

@@ -159,12 +159,13 @@ def _draw_report(run: Path, report: Report, root: Path, mistakes: Sequence[tuple
     save(figures.reliability_diagram(report), run / PLOTS / "reliability.png")
     mistake_of = {mistake[0].path: mistake for mistake in mistakes}
     pictures = dict(itertools.islice(readable_photos(root, mistake_of), 16))
-    shown = [mistake_of[path] for path in pictures]
+    pictured = [mistake_of[path] for path in pictures]
     figure = figures.misclassified(
         [resize_photo(picture, 160).permute(1, 2, 0).numpy() for picture in pictures.values()],
-        [photo.label for photo, _, _ in shown],
-        [label for _, label, _ in shown],
-        [share for _, _, share in shown],
+        [photo.label for photo, _, _ in pictured],
+        [label for _, label, _ in pictured],
+        [share for _, _, share in pictured],
+        [photo.path for photo, _, _ in pictured],
         total=len(mistakes),
         kind=report.kind,
     )

@@ -254,7 +254,7 @@ def test_only_so_many_cards_a_section(audited: Callable[..., Path]) -> None:
         (["--data.split", "none.csv"], "--data.split: 'none.csv' cannot be read"),
         (["--data.nothing", "1"], "data.nothing"),
         (["--most", "-1"], "--most must be 0 or more"),
-        (["--output", "kept.csv"], "--output: 'kept.csv/audit.txt' cannot be written"),
+        (["--output", "kept.csv"], "--output: 'kept.csv' cannot be written to, for '"),
     ],
 )
 def test_a_mistake_gets_one_sentence(

@@ -258,8 +258,10 @@ def test_a_folder_of_nothing_readable(inside: Path, done: Done, capsys: pytest.C
     ckpt = ["--ckpt_path", str(done.home / "checkpoints" / "bad" / "best.ckpt")]
     (inside / "other" / "rose").mkdir(parents=True)
     (inside / "other" / "rose" / "text.jpg").write_text("no picture")
-    assert main(["predict", *ckpt, "--data.predict_root", str(inside / "other")]) == 0
-    assert "not a picture" in capsys.readouterr().out
+    assert main(["predict", *ckpt, "--data.predict_root", str(inside / "other")]) == 1
+    said = capsys.readouterr()
+    assert "not a picture" in said.out
+    assert "can be read as a photo" in said.err.splitlines()[-1]
     assert main(["test", *ckpt, "--data.test_root", str(inside / "other")]) == 1
     assert "There is no photo to judge" in capsys.readouterr().err.splitlines()[-1]
 

@@ -277,11 +277,15 @@ def test_the_example_shows_all_at_the_photos_own_size() -> None:
 def test_the_grid_has_rows_of_classes_with_right_and_wrong_ones() -> None:
     some = [explained("bee", "bee")] * 5 + [explained("bee", "cow")] * 3 + [explained("cow", "cow")]
     figure = grid_figure(some, CLASSES, columns=4)
-    titles = [axes.get_title() for axes in figure.axes]
+    *grid, bar = figure.axes
+    titles = [axes.get_title() for axes in grid]
     assert titles == ["bee 80%"] * 2 + ["wrong: cow 80%"] * 2 + ["cow 80%", "", "", ""]
+    assert "speaks for the class" in bar.get_xlabel()
+    assert figure.get_suptitle().endswith("(5 of them shown)")
     assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["bee", "cow"]
     unknown = grid_figure([explained(None, "ant")], CLASSES)
-    assert [axes.get_title() for axes in unknown.axes] == ["ant 80%"]
+    assert unknown.axes[0].get_title() == "ant 80%"
+    assert "shown" not in unknown.get_suptitle()
     grid_figure([], CLASSES)
 
 

@@ -442,7 +442,7 @@ def test_accuracy_loss_is_a_paired_bootstrap() -> None:
     means = [rng.choice(lost, 400).mean() for _ in range(4000)]
     assert loss.before - loss.after == pytest.approx(lost.mean())
     assert (loss.low, loss.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.006)
-    assert "points lost" in str(loss)
+    assert f": {-100 * lost.mean():+.2f} points (95 %" in str(loss)
     assert accuracy_loss(before, before, labels)[2:] == (0, 0)
 
 

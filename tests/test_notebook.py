@@ -87,9 +87,11 @@ def check(shown: Shown, what: str) -> float:
     assert re.search(rf"^\d+ validation {what}\.\nThese {what} also chose", shown.text, re.MULTILINE)
     assert "stage 1:" in shown.text
     assert "stage 2:" in shown.text
-    agreement = re.search(r"best\.ckpt: the same class for (\d+) of (\d+) photos \((\d+) of", shown.text)
+    agreement = re.search(
+        r"final\.pt2: on (\d+) validation photos? the checkpoint's class for (\d+) \((\d+) of", shown.text
+    )
     assert agreement is not None
-    same, compared, ties = map(int, agreement.groups())
+    compared, same, ties = map(int, agreement.groups())
     assert same + ties == compared >= 5
     files = {"best.ckpt", "last.ckpt", "metrics.csv", "final.pt2"}
     assert files <= {path.name for path in shown.folder.iterdir()}
