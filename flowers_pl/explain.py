@@ -193,7 +193,7 @@ def grid_figure(
             label = f"{short_name(one.predicted)} {one.probabilities[one.predicted]:.0%}"
             _picture(axes, beside(one), f"wrong: {label}" if _wrong(one) else label, colour)
     heat = ScalarMappable(Normalize(0, 1), HEAT)
-    figure.colorbar(heat, ax=grid, location="bottom", shrink=0.3, aspect=40, label=HEAT_MEANS)
+    figure.colorbar(heat, ax=grid, location="bottom", shrink=0.3, aspect=40, pad=0.02, label=HEAT_MEANS)
     shown = sum(map(len, rows.values()))
     part = f" ({shown} of them shown)" if shown < len(explained) else ""
     figure.suptitle((short_name(title, 100) or "Predictions and the heat maps behind them") + part)

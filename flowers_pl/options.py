@@ -27,6 +27,15 @@ from flowers_pl.stopping import StopSignals
 
 OTHERS: dict[str, Callable[..., None]] = {"audit": audit, "explain": explain, "export": export}
 
+SUMMARIES = {
+    "fit": "Train in two stages, judge the best checkpoint, and write the final model.",
+    "validate": "Judge a checkpoint on the validation side: loss, accuracy, F1.",
+    "test": "Report on a checkpoint: every figure, pictures, a table of the photos, misclassified ones.",
+    "predict": "Write a table of photos with the probability of each class.",
+}
+GO_ON = "Checkpoint to go on from, a run's last.ckpt: settings are that run's where none are given."
+NEWEST = "Checkpoint; the newest best.ckpt below checkpoints/ where none is given."
+
 
 class FlowersOptions(LightningCLI):
     """The options of fit, validate, test, predict, audit, explain and export, and their defaults.
@@ -89,20 +98,25 @@ class FlowersOptions(LightningCLI):
         }
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Lightning's subcommands, and beside them those that need no Trainer."""
+        """Lightning's subcommands, in our words, and beside them those that need no Trainer."""
         super()._add_subcommands(parser, **kwargs)
+        assert parser._subcommands_action is not None
+        for action in parser._subcommands_action._choices_actions:
+            action.help = SUMMARIES[action.dest]
         for name, function in OTHERS.items():
             summary = (function.__doc__ or "").partition("\n")[0]
-            other = self.parser_class(description=summary)
+            other = self.parser_class(description=summary, usage=_usage(name))
             other.add_function_arguments(function, as_group=False)
-            assert parser._subcommands_action is not None
             parser._subcommands_action.add_subcommand(name, other, help=summary)
 
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         self._adding = subcommand
-        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        words = {"description": SUMMARIES[subcommand], "usage": _usage(subcommand)}
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs | words)
+        _tidy_help(parser, GO_ON if subcommand == "fit" else NEWEST)
+        return parser
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -186,3 +200,19 @@ class FlowersOptions(LightningCLI):
             OTHERS[subcommand](**self.parser.instantiate(self.config)[subcommand])
         else:
             super()._run_subcommand(subcommand)
+
+
+def _usage(subcommand: str) -> str:
+    """One line; argparse's own lists all options, which the help lists anyway."""
+    return f"python -m flowers_pl {subcommand} [options]"
+
+
+def _tidy_help(parser: LightningArgumentParser, ckpt_path: str) -> None:
+    """Say what --ckpt_path is, and end with the Trainer's many options, which few need."""
+    for group in parser._action_groups:
+        for action in group._group_actions:
+            if action.dest == "ckpt_path":
+                action.help, group.title = ckpt_path, "Checkpoint"
+            elif action.dest == "trainer":
+                group.title = trainer = "Lightning's Trainer"
+    parser._action_groups = sorted(parser._action_groups, key=lambda group: group.title == trainer)

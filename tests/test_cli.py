@@ -23,6 +23,7 @@ from flowers_pl.cli import main
 from flowers_pl.decode import load_photo, read_photo
 from flowers_pl.drawn import KINDS, draw_flower
 from flowers_pl.exported import Exported
+from flowers_pl.options import SUMMARIES
 from flowers_pl.tracking import read_table
 
 ROOT = Path(__file__).parents[1]
@@ -545,3 +546,27 @@ def test_no_checkpoint_no_judgement(
     monkeypatch.chdir(tmp_path)
     for command in ("test", "validate", "predict"):
         assert "no best.ckpt" in failure(capsys, command)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_help_has_the_recipe_first_and_one_line_of_usage(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: python -m flowers_pl {command} [options]\n\n{SUMMARIES[command]}\n")
+    places = [said.index(f"  --{option} ") for option in ("data.root", "ckpt_path", "trainer.devices")]
+    assert places == sorted(places)
+    assert ("last.ckpt: settings" in said) == (command == "fit")
+    assert ("newest best.ckpt" in said) == (command != "fit")
+
+
+def test_help_lists_all_subcommands_in_our_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for name, summary in SUMMARIES.items():
+        assert f" {name} {summary}" in said
