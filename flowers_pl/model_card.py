@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any
 
@@ -34,7 +35,7 @@ Classes, in the order of the outputs: {classes}.
 ## Files
 
 {files}
-
+{usage}
 ## Intended use
 
 {use}
@@ -62,6 +63,39 @@ Not for decisions that a mistake makes costly, such as telling edible plants fro
 - Of the {kind} that it was trained on: {data_licence}.
 - Of the weights that it started from: {weights_licence}.
 """
+
+USAGE = """
+## Use
+
+The files need nothing of flowers_pl. A photo's orientation is to be applied first, as here:
+
+```python
+import numpy as np
+from PIL import Image, ImageOps
+
+photo = np.asarray(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB"))
+photos = photo.transpose(2, 0, 1)[None]  # uint8 (1, 3, height, width)
+```
+"""
+
+SNIPPETS = {
+    ".pt2": """
+```python
+import torch  # {torch} or newer
+
+model = torch.export.load({name!r}).module()  # load only files that you trust
+print(model(torch.tensor(photos)))
+```
+""",
+    ".onnx": """
+```python
+import onnxruntime
+
+model = onnxruntime.InferenceSession({name!r})
+print(model.run(None, {{"photos": photos}})[0])
+```
+""",
+}
 
 
 def model_card(
@@ -99,6 +133,7 @@ def model_card(
         classes=", ".join(map(_plain, facts["classes"])),
         files=_bullets(f"`{name}`: {what}" for name, what in (files or {}).items())
         or "None were written with this card.",
+        usage=_usage(files or {}),
         use=_use(drawn),
         data=_data(facts, placed, left_out, kind),
         recipe=_bullets(_recipe(facts, settings)),
@@ -123,6 +158,16 @@ def _bullets(lines: Iterable[str]) -> str:
 def _plain(name: str) -> str:
     """A name as Markdown text, also inside a table."""
     return "".join(f"\\{sign}" if sign in r"\`*_[]<>|#" else sign for sign in " ".join(name.split()))
+
+
+def _usage(files: Iterable[str]) -> str:
+    """How each kind of file is run, shown by the one with the shortest name: not final_int8.onnx."""
+    of_kind = {PurePath(name).suffix: name for name in sorted(files, key=len, reverse=True)}
+    snippets = (
+        SNIPPETS[kind].format(name=name, torch=version("torch").partition("+")[0])
+        for kind, name in of_kind.items()
+    )
+    return USAGE + "".join(snippets) if of_kind else ""
 
 
 def _use(drawn: bool) -> str:

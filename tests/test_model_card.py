@@ -68,6 +68,16 @@ def test_a_card_says_what_is_known() -> None:
     assert "/secret" not in card
 
 
+def test_a_card_shows_how_its_files_are_run_each_kind_once() -> None:
+    files = {"final_int8.onnx": "2.6 MB", "final.onnx": "8.9 MB", "it's.pt2": "agrees"}
+    card = model_card(facts(), settings(), files=files)
+    assert 'onnxruntime.InferenceSession("final.onnx")' in card.replace("'", '"')
+    assert """torch.export.load("it's.pt2")""" in card
+    assert card.count("## Use\n") == 1
+    assert "int8" not in card.partition("## Use")[2]
+    assert "## Use\n" not in model_card(facts(), settings())
+
+
 def test_what_only_a_person_knows_is_left_to_fill_in() -> None:
     known = model_card(facts(), settings())
     assert known.count(TO_FILL_IN) == 4  # where the photos came from; licences of model, photos, weights
