@@ -74,7 +74,7 @@ def test_a_card_shows_how_its_files_are_run_each_kind_once() -> None:
     assert 'onnxruntime.InferenceSession("final.onnx")' in card.replace("'", '"')
     assert """torch.export.load("it's.pt2")""" in card
     assert card.count("## Use\n") == 1
-    assert "int8" not in card.partition("## Use")[2]
+    assert "final_int8" not in card.partition("## Use")[2]
     assert "## Use\n" not in model_card(facts(), settings())
 
 
