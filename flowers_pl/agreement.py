@@ -36,8 +36,12 @@ class Agreement:
     largest_difference: float
 
     def __str__(self) -> str:
+        return self.told()
+
+    def told(self, kind: str = "photos") -> str:
+        """A sentence, on photos or on drawings."""
         return (
-            f"on {counted(self.photos, 'validation photo')} the checkpoint's class for {self.agreeing}"
+            f"on {counted(self.photos, f'validation {kind[:-1]}')} the checkpoint's class for {self.agreeing}"
             f" ({self.near_ties} of the others near ties), probabilities at most"
             f" {self.largest_difference:.2g} apart"
         )
@@ -97,7 +101,8 @@ class AccuracyLoss(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        gain, low, high = (100 * share for share in (self.after - self.before, -self.high, -self.low))
+        changes = (self.after - self.before, -self.high, -self.low)
+        gain, low, high = (round(100 * share, 2) + 0.0 for share in changes)  # + 0.0: no -0.00
         return (
             f"accuracy {self.before:.2%} in float32, {self.after:.2%} in int8: {gain:+.2f} points"
             f" (95 % interval {low:+.2f} to {high:+.2f})"

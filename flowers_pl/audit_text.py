@@ -104,17 +104,20 @@ def summary(found: Findings) -> list[str]:
         ),
     ]
     small, large = (pick(found.readable, key=found.readable.__getitem__) for pick in (min, max))
-    if len(found.readable) > 1:
+    if found.readable[small] == found.readable[large]:
+        lines += ["Imbalance: none."] if len(found.readable) > 1 else []
+    else:
         ratio = f"{found.imbalance:.1f} times as many photos as" if found.readable[small] else "photos,"
         tail = f"{shown(small)}" + ("" if found.readable[small] else " has none")
         lines.append(f"Imbalance: {shown(large)} has {ratio} {tail}.")
+    turned = sum(count for orientation, count in found.orientations.items() if orientation != "1")
     if found.widths:
         lines += [
             "Widths {} to {}, median {}; heights {} to {}, median {} pixels.".format(
                 *(sizes[place] for sizes in (found.widths, found.heights) for place in (0, 2, 1))
             ),
             f"Formats: {_counts(found.formats)}. Modes: {_counts(found.modes)}."
-            f" EXIF orientations: {_counts(found.orientations)}.",
+            f" To be turned, by EXIF: {turned or 'none'}.",
         ]
     if found.strays:
         lines.append(f"Beside the class folders lie {len(found.strays)} files that no command reads.")

@@ -399,12 +399,14 @@ class FlowerClassifier(L.LightningModule):
             FlowersError: the data have other classes or another image size.
         """
         ours = checkpoint[checkpointing.KEY]
-        for name, mine in (("classes", self.classes), ("image_size", self.image_size)):
+        for name, mine, option in (
+            ("classes", self.classes, "--data.root"),
+            ("image_size", self.image_size, "--data.image_size"),
+        ):
             if self.classes and mine != ours[name]:
                 raise FlowersError(
-                    f"--ckpt_path: the checkpoint was trained with {name} {ours[name]}, the data have"
-                    f" {mine}; resume on"
-                    " the data that it was trained on, or start a new run."
+                    f"{option}: the checkpoint was trained with {name} {ours[name]}, here it would be {mine};"
+                    " resume with what it was trained with, or start a new run."
                 )
         if not self.classes:
             self.build(ours["classes"], ours["image_size"], ours["mean"], ours["std"])

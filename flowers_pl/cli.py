@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ from flowers_pl.predictions import prediction_rows, prediction_table, write_pred
 from flowers_pl.progress import EpochLines, bars_for
 from flowers_pl.resuming import (
     CONFIG,
+    epochs_after,
     finished,
     how_to_go_on,
     job_name,
@@ -36,7 +38,7 @@ from flowers_pl.resuming import (
     remove_unbegun,
     restarted,
 )
-from flowers_pl.runs import CARD, CURVES, RUNS, draw_curves, rows_of, unused, write_report
+from flowers_pl.runs import CARD, CURVES, RUNS, TABLE, TESTED, draw_curves, rows_of, unused, write_report
 from flowers_pl.saving import RunCheckpoints
 from flowers_pl.split import Placed
 from flowers_pl.stopping import Stopped, StopSignals, end_with_launcher, lost_contact
@@ -67,7 +69,10 @@ def main(args: list[str] | None = None) -> int:
         print(f"flowers_pl: {error}", file=sys.stderr)
         return 1
     except MisconfigurationException as error:  # of the Trainer's settings, by Lightning
-        print(f"flowers_pl: {' '.join(str(error).split())} (an option --trainer.…)", file=sys.stderr)
+        said = " ".join(str(error).split())
+        named = re.search(r"Trainer\((\w+)=", said)
+        option = named[1] if named else "accelerator" if "accelerator" in said or "backend" in said else "…"
+        print(f"flowers_pl: --trainer.{option}: {said} Give another, or leave it out.", file=sys.stderr)
         return 1
     except Stopped as stop:
         log.info("flowers_pl: %s", stop)
@@ -105,6 +110,11 @@ class FlowersCLI(FlowersOptions):
                 self._changed = log_changes(self._run / CONFIG, now)
         else:
             self.save_config_callback = None
+            given, size = self.config[self.subcommand].data.image_size, self._trained_on.get("image_size")
+            if size and given != size:
+                raise FlowersError(
+                    f"--data.image_size: {self._ckpt} sees {size} pixels a side, not {given}; leave it out."
+                )
             judge_by = self._exported or self._ckpt
             assert judge_by is not None
             self._run = judge_by.parent
@@ -115,6 +125,10 @@ class FlowersCLI(FlowersOptions):
         if getattr(rank_zero_only, "rank", 0) or self.subcommand == "validate":
             return
         out = self.config.predict.out if self.subcommand == "predict" else None
+        if out and Path(out).is_dir():
+            raise FlowersError(
+                f"--out: {out!r} is a folder; name a file in it, {str(Path(out) / TABLE)!r} say."
+            )
         check_writable(Path(out).parent if out else self._run, "--out" if out else "")
 
     def _run_folder(self) -> Path:
@@ -192,6 +206,11 @@ class FlowersCLI(FlowersOptions):
 
     def _fit(self, model: FlowerClassifier) -> None:
         self.datamodule.check_ranks(self.trainer.world_size)
+        if self._ckpt is not None and (later := epochs_after(self._ckpt)):
+            log.warning(
+                "%s: %s of this run came after it and will be trained anew; %s goes on from the last.",
+                self._ckpt, counted(later, "epoch"), self._run / LAST,
+            )  # fmt: skip
         ckpt = None if self._ckpt is None else str(self._ckpt)
         self.trainer.fit(model, datamodule=self.datamodule, ckpt_path=ckpt, weights_only=True)
         best = next(
@@ -217,7 +236,13 @@ class FlowersCLI(FlowersOptions):
         if self.config.fit.export != "none":
             suffix = {"torch": ".pt2", "onnx": ".onnx"}[self.config.fit.export]
             final = self._run / f"final{suffix}"
-            write_final(model.cpu(), self._run / BEST, final, self.datamodule, checked=CHECKED)
+            data = self.datamodule
+            results = {
+                "judged": f"validation {data.kind}; this side chose the checkpoint",
+                "photos": len(data.judged),
+            }
+            results |= {name.partition("_")[2]: value for name, value in metrics.items()}
+            write_final(model.cpu(), self._run / BEST, final, data, CHECKED, results=results)
         log.info("Best epoch: %d. On the validation side, which chose it:", best_epoch + 1)
         print(_lines(metrics))
         log.info("Everything of this run lies in %s; 'tensorboard --logdir %s' shows it.", self._run, RUNS)
@@ -231,11 +256,11 @@ class FlowersCLI(FlowersOptions):
 
     def test(self, **kwargs: Any) -> None:
         """Judge the photos of --data.test_root, or else the validation side, and write a report."""
+        assert self._ckpt is not None
         model = self._load()
         self._judge(self.trainer.test, model)
-        report = write_report(self._run, str(self._ckpt), self.datamodule, model.classes, model.tested)
+        report = write_report(self._run, self._ckpt, self.datamodule, model.classes, model.tested)
         if (self._run / CARD).is_file():
-            assert self._ckpt is not None
             write_card(self._run, self._ckpt, [Placed(**row) for row in rows_of(self._run / SPLIT)])
         print(report.text())
         log.info("Written to %s: test.txt, test.json, predictions.csv and plots.", self._run)
@@ -254,6 +279,8 @@ class FlowersCLI(FlowersOptions):
             found = cast("list[Prediction]", self.trainer.predict(model, datamodule=self.datamodule))
         rows = prediction_rows(found, [photo.path for photo in self.datamodule.judged], classes)
         file, failed = self._predictions(), sum(bool(row.error) for row in rows)
+        if self.config.predict.out is None and file.exists() and (self._run / TESTED).exists():
+            log.warning("%s is written anew; it may be that of 'test' (--out names another file).", file)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_predictions(file, rows, classes)
         print(*prediction_table(rows), sep="\n")
@@ -267,7 +294,7 @@ class FlowersCLI(FlowersOptions):
 
     def _predictions(self) -> Path:
         """Where `predict` writes its table."""
-        return Path(self.config.predict.out or self._run / "predictions.csv")
+        return Path(self.config.predict.out or self._run / TABLE)
 
     def _load(self) -> FlowerClassifier:
         assert self._ckpt is not None

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 from jsonargparse import Namespace
@@ -32,10 +33,18 @@ class OneLineParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         said, command = _shortened(message), self.prog.replace(" [options]", "")
         if foreign := re.match(r"Subcommand '(\w+)' does not accept option '([^']+)'", said):
-            said, command = f"--config: {foreign[2]} is no setting of {foreign[1]}", f"{command} {foreign[1]}"
+            known = [*self._subcommands_action.choices[foreign[1]].get_defaults().keys()]  # type: ignore[union-attr]
+            said = f"--config: {foreign[2]} is no setting of {foreign[1]}{_meant(foreign[2], known)}"
+            command = f"{command} {foreign[1]}"
         elif unknown := re.match(r"unrecognized arguments: (-[^\s=]*)", said):
-            near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
-            said = f"{unknown[1]} is no option" + (f"; do you mean {near[0]}?" if near else "")
+            said = f"{unknown[1]} is no option{_meant(unknown[1], self._option_string_actions)}"
+        elif re.match(r"Option '[^']+' is not accepted before subcommand", said):
+            said = "--config: give it after the subcommand, as in 'fit --config FILE'"
+        elif re.match(r'expected "subcommand" to be one of|argument subcommand: invalid choice', said):
+            given = re.search(r"invalid choice: '([^']*)'", said)
+            known = [*self._subcommands_action.choices] if self._subcommands_action else []
+            said = f"{given[1]!r} is no subcommand{_meant(given[1], known)}" if given else "give a subcommand"
+            said += f": one of {', '.join(known)}"
         raise FlowersError(f"{said} (see '{command} --help')") from ex
 
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
@@ -56,6 +65,11 @@ class OneLineParser(LightningArgumentParser):
                     f"{file} holds no settings; configs/recipe.yaml shows how they look."
                 ) from error
             raise FlowersError(f"{file}: {error}") from error
+
+
+def _meant(given: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(given, known, 1, cutoff=0.75)
+    return f"; do you mean {near[0]}?" if near else ""
 
 
 def _shortened(message: str) -> str:

@@ -7,6 +7,7 @@ torchvision looks for it in the first APP1 segment only. Colour profiles are not
 """
 
 import errno
+import os
 import re
 import stat
 import warnings
@@ -124,8 +125,11 @@ def _read_bytes(path: Path) -> bytes:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            kind = "link to a folder, which is not followed" if path.is_symlink() else "folder that is closed"
-            raise UnreadablePhoto(f"is a {kind}")
+            link, closed = path.is_symlink(), not os.access(path, os.R_OK | os.X_OK)
+            what = " that is closed" if closed else ""
+            raise UnreadablePhoto(
+                "is a link to a folder, which is not followed" if link else f"is a folder{what}"
+            )
         if not stat.S_ISREG(status.st_mode):
             raise UnreadablePhoto("is not a file")
         if status.st_size > MAX_BYTES:

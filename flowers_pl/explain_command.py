@@ -48,10 +48,9 @@ def explain(
     """
     from flowers_pl.explain import explain_photos, explanation_figure, grid_figure, overlay
 
-    if most < 1 or faithfulness < 0:
-        raise FlowersError(
-            f"--most must be at least 1 and --faithfulness at least 0, not {most} and {faithfulness}."
-        )
+    for option, given, least in (("most", most, 1), ("faithfulness", faithfulness, 0)):
+        if given < least:
+            raise FlowersError(f"--{option} must be at least {least}, not {given}.")
     ckpt = Path(ckpt_path) if ckpt_path else newest_best(RUNS)
     model = FlowerClassifier.load(ckpt)
     folder = ckpt.parent / "gradcam"
@@ -60,7 +59,9 @@ def explain(
     explained = explain_photos(model, photos, truths, target, method, layer)
     save(explanation_figure(explained[0], names[0]), folder / "example.png")
     kind = "drawings" if images is None and settings_of(ckpt).get("drawn") else "photos"
-    title = f"{method}, {len(explained)} {kind}" + ("" if target is None else f": what speaks for {target}")
+    title = f"{method}, {counted(len(explained), kind[:-1])}" + (
+        "" if target is None else f": what speaks for {target}"
+    )
     save(grid_figure(explained, model.classes, title), folder / "gradcam_grid.png")
     np.savez_compressed(folder / "maps.npz", paths=names, maps=np.stack([one.heat for one in explained]))
     for name, one in zip(names, explained, strict=True):
@@ -68,6 +69,8 @@ def explain(
             file = folder / "each" / f"{name}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(overlay(one.photo, one.heat)).save(file)
+    for old in ("explain.json", "faithfulness.png"):  # of other photos, perhaps
+        (folder / old).unlink(missing_ok=True)
     if faithfulness:
         _measure(model, photos[:faithfulness], method, layer, folder, kind)
     show_pictures(folder)
@@ -123,3 +126,5 @@ def _measure(
         " explain.json has the rest.",
         *(one[name] for name in ("road", "insertion_auc", "deletion_auc") for one in (own, chance)),
     )
+    if own["road"] <= chance["road"]:
+        log.warning("By ROAD these maps are no better than random ones: they do not show what decides.")

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from flowers_pl.classifier import FlowerClassifier
 from flowers_pl.datamodule import FlowersDataModule
 from flowers_pl.errors import FlowersError
 from flowers_pl.photos import LeftOut, check_writable
-from flowers_pl.runs import CARD, RUNS, readable_photos, rows_of, settings_of
+from flowers_pl.runs import CARD, RUNS, TESTED, readable_photos, rows_of, settings_of
 from flowers_pl.split import TRAIN, Placed
 from flowers_pl.tracking import LEFT_OUT
 
@@ -64,6 +64,7 @@ def write_final(
     data: FlowersDataModule,
     checked: int | None = None,
     quantize: str | None = None,
+    results: Mapping[str, Any] | None = None,
 ) -> None:
     """Export a model, check it on validation photos at their own sizes, and write its card.
 
@@ -74,6 +75,7 @@ def write_final(
         data: set up, with the validation side.
         checked: on how many photos, evenly spread; None for all.
         quantize: "int8" for a quantised ONNX file too.
+        results: how the model was judged, for its card where `test` has not judged it.
 
     Raises:
         FlowersError: the exported model does not agree with the checkpoint.
@@ -82,45 +84,67 @@ def write_final(
     from flowers_pl.export import export_onnx, export_torch
     from flowers_pl.exported import Exported
 
+    log.info("Writing %s, then comparing it with %s …", file, ckpt)
     (export_onnx if file.suffix == ".onnx" else export_torch)(model, file)
     judged = data.judged[:: max(1, len(data.judged) // checked)] if checked else data.judged
     photos = readable_photos(data.root, (photo.path for photo in judged))
     agreement = check_export(Exported.open(file), model, (photo for _, photo in photos))
     agreement.verify()
-    files = {file.name: str(agreement)}
-    log.info("%s: %s", file, agreement)
+    files = {file.name: agreement.told(data.kind)}
+    log.info("%s: %s", file, files[file.name])
     if quantize:
         files |= _quantized(file, data)
-    write_card(file.parent, ckpt, data.placed, files)
+    write_card(file.parent, ckpt, data.placed, files, results)
 
 
-def write_card(folder: Path, ckpt: Path, placed: Sequence[Placed], files: Mapping[str, str] = {}) -> None:
+def write_card(
+    folder: Path,
+    ckpt: Path,
+    placed: Sequence[Placed],
+    files: Mapping[str, str] = {},
+    results: Mapping[str, Any] | None = None,
+) -> None:
     """Write a model card, with what was measured of a checkpoint and of all that was exported from it.
+
+    What is there of other weights than the checkpoint's is not told of, but named in the log.
 
     Args:
         folder: where it goes, and where the exported files lie.
         ckpt: the checkpoint; `test.json` and `left_out.csv` beside it are taken too.
         placed: the photos of both sides.
         files: what is new: from a file's name to what was measured of it.
+        results: of this checkpoint, to tell of, now and later, where `test` has none.
     """
     from flowers_pl.model_card import model_card
 
     checkpoint, listed = read_checkpoint(ckpt), folder / EXPORTS
-    before = json.loads(listed.read_text()) if listed.is_file() else {}
-    if before.get("step") != checkpoint["global_step"]:  # they are of other weights
+    step = checkpoint["global_step"]
+    before, tested = _read(listed), _read(ckpt.parent / TESTED)
+    if before.get("step", step) != step:
+        for name in before["files"].keys() - files.keys():
+            if (folder / name).exists():
+                log.warning("%s is of weights before these; export it again.", folder / name)
         before = {}
+    if tested.get("step", step) != step:
+        log.warning("%s is of weights before these; 'test' renews it.", ckpt.parent / TESTED)
+        tested = {}
     every = {**before.get("files", {}), **files}
-    listed.write_text(json.dumps({"step": checkpoint["global_step"], "files": every}, indent=2) + "\n")
-    result = ckpt.parent / "test.json"
+    results = results or before.get("results")
+    written = {"step": step, "files": every, "results": results}
+    listed.write_text(json.dumps(written, indent=2) + "\n")
     card = model_card(
         checkpoint[KEY] | {"average": checkpoint.get(AVERAGE, {}).get("decay", 0)},
         checkpoint["hyper_parameters"],
         placed,
         [LeftOut(**row) for row in rows_of(ckpt.parent / LEFT_OUT)],
-        json.loads(result.read_text()) if result.is_file() else None,
+        {name: value for name, value in (tested or results or {}).items() if name != "step"} or None,
         every,
     )
     (folder / CARD).write_text(card)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _quantized(file: Path, data: FlowersDataModule) -> dict[str, str]:
@@ -130,6 +154,7 @@ def _quantized(file: Path, data: FlowersDataModule) -> dict[str, str]:
     from flowers_pl.exported import Exported
 
     small = file.with_name(f"{file.stem}_int8.onnx")
+    log.info("Writing %s, then judging both on the validation side; this takes a minute or more …", small)
     training = [one.path for one in data.placed if one.side == TRAIN]
     sample = training[:: max(1, len(training) // CALIBRATED)]
     quantize_int8(file, small, (photo for _, photo in readable_photos(data.root, sample)))

@@ -44,11 +44,11 @@ class UnfreezeTopLayers(L.Callback):
     def __init__(self, layers: TopLayers = 30, head_epochs: int = 10, top_epochs: int = 10) -> None:
         if layers != "all" and not 1 <= layers <= 154:
             raise FlowersError(f"--unfreeze.layers must be 'all' or from 1 to 154, not {layers}.")
-        if min(head_epochs, top_epochs) < 0 or head_epochs + top_epochs == 0:
-            raise FlowersError(
-                "--unfreeze.head_epochs and --unfreeze.top_epochs must be 0 or more and not both 0, not"
-                f" {head_epochs} and {top_epochs}."
-            )
+        for name, epochs in (("head", head_epochs), ("top", top_epochs)):
+            if epochs < 0:
+                raise FlowersError(f"--unfreeze.{name}_epochs must be 0 or more, not {epochs}.")
+        if head_epochs + top_epochs == 0:
+            raise FlowersError("--unfreeze.head_epochs and --unfreeze.top_epochs must not both be 0.")
         self.layers, self.epochs = layers, {1: head_epochs, 2: top_epochs}
         self.best_loss = float("inf")
         self.best_head: dict[str, Tensor] = {}
@@ -79,6 +79,8 @@ class UnfreezeTopLayers(L.Callback):
         total = sum(self.epochs.values())
         if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= total:
             trainer.fit_loop.max_epochs = total
+        elif trainer.max_epochs < total:
+            log.info("--trainer.max_epochs ends the run after %s.", counted(trainer.max_epochs, "epoch"))
         first = Stage(last=not self.epochs[2]) if self.epochs[1] else Stage(2, self.layers)
         _classifier(pl_module).enter_stage(first)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -211,6 +212,9 @@ def _tidy_help(parser: LightningArgumentParser, ckpt_path: str) -> None:
     """Say what --ckpt_path is, and end with the Trainer's many options, which few need."""
     for group in parser._action_groups:
         for action in group._group_actions:
+            if isinstance(action.help, str):  # Lightning's: its defaults, some not ours, and Sphinx's roles
+                action.help = re.sub(r" ?Default: ``[^`]*``\.?", "", action.help)
+                action.help = re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`", r"\1", action.help)
             if action.dest == "ckpt_path":
                 action.help, group.title = ckpt_path, "Checkpoint"
             elif action.dest == "trainer":

@@ -60,7 +60,8 @@ def class_folders(root: str | os.PathLike[str], option: str = "--data.root") -> 
         FlowersError: `root` is no folder or cannot be looked into, or has no class folder.
     """
     if not os.path.isdir(root):
-        raise FlowersError(f"{option}: there is no folder {str(root)!r}; {LAYOUT}.")
+        said = f"{str(root)!r} is no folder" if Path(root).exists() else f"there is no folder {str(root)!r}"
+        raise FlowersError(f"{option}: {said}; {LAYOUT}.")
     try:
         classes = sorted(
             entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")

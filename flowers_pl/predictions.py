@@ -70,7 +70,7 @@ def prediction_table(rows: Sequence[Row], most: int = 20) -> Iterator[str]:
     names = [shown(row.path) for row in rows[:most]]
     width = max(map(len, names), default=0)
     for name, row in zip(names, rows, strict=False):
-        doubt = f"  probably none of the classes (unlike {row.unlike:.2f})" if row.unknown else ""
+        doubt = f"  probably none of the classes (unlike {row.unlike:.3f})" if row.unknown else ""
         yield f"{name:<{width}}  " + (row.error or f"{row.label:<12} {max(row.probabilities):6.1%}{doubt}")
     if len(rows) > most:
         yield f"… and {len(rows) - most} more"

@@ -75,6 +75,15 @@ def finished(ckpt: Path) -> bool:
     return bool(stage["last"] and stage["ended"]) and MIDDLE not in checkpoint
 
 
+def epochs_after(ckpt: Path) -> int:
+    """How many epochs a run has done since a checkpoint of it was saved: 0 for its last.ckpt."""
+    last = ckpt.parent / LAST
+    if ckpt.name == LAST or not last.is_file():
+        return 0
+    before, after = (read_checkpoint(one)["epoch"] for one in (ckpt, last))
+    return max(int(after - before), 0)
+
+
 def remove_unbegun(run: Path) -> None:
     """Remove what a run that was refused before its first step has left; Lightning opens TensorBoard's file
     early."""

@@ -31,6 +31,8 @@ RUNS = Path("checkpoints")
 PLOTS = "plots"
 CURVES = f"{PLOTS}/training_curves.png"
 CARD = "MODEL_CARD.md"
+TABLE = "predictions.csv"  # of `predict`, and of `test`
+TESTED = "test.json"
 
 
 # ---------------------------------------------------------------- facts
@@ -109,13 +111,13 @@ def draw_curves(run: Path, best_epoch: int) -> None:
 
 
 def write_report(
-    run: Path, ckpt: str, data: FlowersDataModule, classes: list[str], tested: Sequence[Prediction]
+    run: Path, ckpt: Path, data: FlowersDataModule, classes: list[str], tested: Sequence[Prediction]
 ) -> Report:
     """What `test` leaves in a run's folder: predictions.csv, test.json, test.txt and plots.
 
     Args:
         run: the folder.
-        ckpt: what was judged, for the report.
+        ckpt: what was judged.
         data: what it was judged on.
         classes: the model's.
         tested: what it predicted.
@@ -134,8 +136,9 @@ def write_report(
         chose_checkpoint=not own,
         kind="photos" if own else data.kind,
     )
-    write_predictions(run / "predictions.csv", rows, classes)
-    (run / "test.json").write_text(json.dumps({"checkpoint": ckpt} | report.as_dict(), indent=2))
+    write_predictions(run / TABLE, rows, classes)
+    what = {"checkpoint": str(ckpt), "step": read_checkpoint(ckpt)["global_step"]}
+    (run / TESTED).write_text(json.dumps(what | report.as_dict(), indent=2))
     (run / "test.txt").write_text(report.text() + "\n")
     mistakes = [
         (photo, row.label, max(row.probabilities)) for photo, row in judged if photo.label != row.label

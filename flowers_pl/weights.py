@@ -49,8 +49,8 @@ def check_weights(weights: str | None) -> None:
     names = MobileNet_V2_Weights.__members__
     if weights is not None and weights not in names and not Path(weights).is_file():
         raise FlowersError(
-            f"--model.weights: there is no file {weights!r}; give a path to a state_dict, one of the names"
-            f" {', '.join(names)}, or null."
+            f"--model.weights: {weights!r} is neither a file nor a name of torchvision's; give a path to a"
+            f" state_dict, one of the names {', '.join(names)}, or null."
         )
 
 

@@ -145,6 +145,7 @@ def test_every_fault_is_found(audited: Callable[..., Path], capsys: pytest.Captu
     said = capsys.readouterr().out
     assert "'=1+1'" not in said
     assert "Imbalance: daisy has photos, nothing has none." in said
+    assert "To be turned, by EXIF: none." in said
     assert "\x1b" not in said
     assert "Not judged, for want of photos: =1+1, nothing." in said
     assert said.strip().splitlines()[0] in (home / "audit" / "audit.txt").read_text()
@@ -249,7 +250,7 @@ def test_only_so_many_cards_a_section(audited: Callable[..., Path]) -> None:
         (["--output", "photos/audit"], "--output: 'photos/audit' is inside --data.root"),
         (["--write", "photos/rose/list.csv"], "--write: 'photos/rose/list.csv' is inside --data.root"),
         (["--write", "kept.csv"], "--write: 'kept.csv' exists already"),
-        (["--model.weights", "none.pth"], "--model.weights: there is no file 'none.pth'"),
+        (["--model.weights", "none.pth"], "--model.weights: 'none.pth' is neither a file nor a name"),
         (["--data.image_size", "8"], "--data.image_size must be at least 32"),
         (["--data.split", "none.csv"], "--data.split: 'none.csv' cannot be read"),
         (["--data.nothing", "1"], "data.nothing"),

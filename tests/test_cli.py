@@ -181,12 +181,36 @@ def test_the_card_tells_of_all_that_was_exported_and_of_the_newest_test(inside: 
     assert "`final.pt2`: on 10 validation photos the checkpoint's class for 10" in card
     assert "`final.onnx`: on 10 validation photos the checkpoint's class for 10" in card
     assert "a running average of its weights (decay 0.99)" in card
-    assert "Not measured yet" in card
+    assert "On 10 validation photos; this side chose the checkpoint." in card  # measured by fit
+    last = dict(row.split(" | ")[:2] for row in re.findall(r"^\| (.*) \|$", card, re.MULTILINE))
+    assert float(last["accuracy"]) * 10 == pytest.approx(round(float(last["accuracy"]) * 10))
     assert main(["test", "--trainer.enable_progress_bar", "false"]) == 0
     renewed = (run / "MODEL_CARD.md").read_text()
     accuracy = json.loads((run / "test.json").read_text())["accuracy"]
     assert f"| accuracy | {accuracy:.4f} |" in renewed
     assert "`final.onnx`: on 10" in renewed
+
+
+def test_the_card_tells_of_no_other_weights(inside: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = inside / "checkpoints" / "first"
+    kept = {file: file.read_text() for file in (run / "exports.json", run / "MODEL_CARD.md")}
+    for name in ("exports.json", "test.json"):
+        known = (
+            json.loads((run / name).read_text())
+            if (run / name).exists()
+            else {"accuracy": 0.125, "photos": 8}
+        )
+        (run / name).write_text(json.dumps(known | {"step": 1, "judged": "photos of the moon"}))
+    assert main(["export", "--format", "onnx"]) == 0
+    card = (run / "MODEL_CARD.md").read_text()
+    assert "final.pt2" not in card
+    assert "the moon" not in card
+    assert "Not measured yet" in card
+    assert f"{run.relative_to(inside) / 'final.pt2'} is of weights before these" in caplog.text
+    assert "test.json is of weights before these; 'test' renews it" in caplog.text
+    (run / "test.json").unlink()
+    for file, text in kept.items():
+        file.write_text(text)
 
 
 def test_the_cards_lines_of_python_run_the_files_that_it_names(
@@ -418,7 +442,10 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["fit", "--model.dropout", "1"], "--model.dropout"),
         (["fit", "--save_every_n_steps", "0"], "--save_every_n_steps must be at least 1"),
         (["fit", *TWO, "--data.batch_size", "9"], "--data.batch_size 9 cannot be divided among 2 devices"),
-        (["fit", "--model.weights", "nowhere.pth"], "--model.weights: there is no file 'nowhere.pth'"),
+        (
+            ["fit", "--model.weights", "nowhere.pth"],
+            "--model.weights: 'nowhere.pth' is neither a file nor a name",
+        ),
         (["fit", "--data.augmentation.zoom", "2"], "zoom"),
         (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["fit", "--run_name", "first"], "'checkpoints/first' exists already"),
@@ -429,6 +456,16 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["predict"], "--data.predict_root is missing"),
         (["predict", "--data.predict_root", "nowhere"], "no photo or folder 'nowhere'"),
         (["predict", "--exported", "nowhere.onnx"], "--exported: there is no file 'nowhere.onnx'"),
+        (["test", "--data.image_size", "64"], "best.ckpt sees 32 pixels a side, not 64; leave it out."),
+        (
+            ["predict", "--data.predict_root", "photos", "--out", "checkpoints"],
+            "--out: 'checkpoints' is a folder",
+        ),
+        (["fot"], "'fot' is no subcommand: one of fit, validate"),
+        ([], "give a subcommand: one of fit, validate, test, predict, audit, explain, export"),
+        (["--config", "small.yaml", "fit"], "--config: give it after the subcommand"),
+        ([*FIT, "--unfreeze.top_epochs", "-1"], "--unfreeze.top_epochs must be 0 or more, not -1."),
+        ([*FIT, "--trainer.devices", "0"], "--trainer.devices: "),
         (["predict", "--exported", "small.yaml"], "'small.yaml' is neither .onnx nor .pt2"),
         (["predict", "--exported", "a.pt2", "--ckpt_path", "b.ckpt"], "give one of them"),
         (["predict", "--exported", "checkpoints/first/final.pt2"], "--data.predict_root is missing"),
@@ -453,7 +490,7 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["fit", "--run_name", "../first"], "--run_name must be the name of a folder below checkpoints"),
         (["fit", "--trainer.devices", "0", "--trainer.accelerator", "cpu"], "devices='0'"),
         (["explain", "--most", "0"], "--most must be at least 1"),
-        (["explain", "--faithfulness", "-3"], "--faithfulness at least 0, not 40 and -3"),
+        (["explain", "--faithfulness", "-3"], "--faithfulness must be at least 0, not -3"),
         (["fit", "--trainer.accelerator", "tpu"], "--trainer.…: what is asked for needs a package"),
         (["export", "--quantize", "int4"], "--quantize must be int8 or null, not int4"),
         (

@@ -278,7 +278,7 @@ def test_what_is_not_a_file(tmp_path: Path) -> None:
     with (tmp_path / "huge.jpg").open("wb") as sparse:
         sparse.truncate(2**41)
     assert reason(tmp_path / "fifo.jpg") == "is not a file"
-    assert reason(tmp_path / "folder.jpg") == "is a folder that is closed"
+    assert reason(tmp_path / "folder.jpg") == "is a folder"
     assert reason(Path("/dev/zero")) == "is not a file"
     assert reason(tmp_path / "absent.jpg") == "does not exist"
     assert reason(tmp_path / "dangling.jpg") == "is a link to nothing"

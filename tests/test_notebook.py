@@ -88,7 +88,7 @@ def check(shown: Shown, what: str) -> float:
     assert "stage 1:" in shown.text
     assert "stage 2:" in shown.text
     agreement = re.search(
-        r"final\.pt2: on (\d+) validation photos? the checkpoint's class for (\d+) \((\d+) of", shown.text
+        r"final\.pt2: on (\d+) validation \w+ the checkpoint's class for (\d+) \((\d+) of", shown.text
     )
     assert agreement is not None
     compared, same, ties = map(int, agreement.groups())

@@ -16,6 +16,7 @@ from comparing import assert_same_runs
 
 from flowers_pl.checkpointing import read_checkpoint
 from flowers_pl.cli import main
+from flowers_pl.resuming import epochs_after
 from flowers_pl.saving import RunCheckpoints
 from flowers_pl.tracking import read_table
 
@@ -78,6 +79,14 @@ def test_a_finished_run_that_is_given_more_epochs_is_the_longer_run(
     assert main(["fit", "--ckpt_path", str(run / "last.ckpt"), *more]) == 0
     assert_same_runs(home / "checkpoints" / "whole", run)
     shutil.rmtree(run)
+
+
+def test_epochs_that_will_be_trained_anew_are_counted(home: Path) -> None:
+    run = home / "checkpoints" / "whole"
+    epochs = len(read_table(run / "metrics.csv"))
+    assert epochs_after(run / "last.ckpt") == 0
+    best = read_checkpoint(run / "best.ckpt")["epoch"] + 1
+    assert epochs_after(run / "best.ckpt") == epochs - best
 
 
 def test_a_stage_that_ended_early_goes_on_with_more_patience(home: Path) -> None:

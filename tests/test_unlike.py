@@ -149,7 +149,7 @@ def test_a_checkpoint_from_before_has_no_score(home: Path, drawings: Path, tmp_p
 def test_the_screen_says_what_is_probably_none_of_the_classes() -> None:
     lines = list(prediction_table([Row("a", "rose", (0.9,), "", 0.8), Row("b", "rose", (0.9,), "", 1.25)]))
     assert "none of the classes" not in lines[0]
-    assert "probably none of the classes (unlike 1.25)" in lines[1]
+    assert "probably none of the classes (unlike 1.250)" in lines[1]
     assert not Row("c", "", (), "empty file").unknown
     assert not Row("d", "rose", (0.9,), "", math.nan).unknown
 
