@@ -145,7 +145,9 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
         with pytest.raises(FlowersError, match=message):
             load_weights(FlowerNet(3).backbone, str(tmp_path / name))
     assert not (tmp_path / "ran").exists()
-    with pytest.raises(FlowersError, match="no file 'IMAGENET'; give a path"):
+    with pytest.raises(
+        FlowersError, match="'IMAGENET' is neither a file nor a name of torchvision's; give a path"
+    ):
         check_weights("IMAGENET")
     check_weights("IMAGENET1K_V2")
     check_weights(None)
