@@ -260,7 +260,7 @@ class FlowersCLI(FlowersOptions):
         model = self._load()
         self._judge(self.trainer.test, model)
         report = write_report(self._run, self._ckpt, self.datamodule, model.classes, model.tested)
-        if (self._run / CARD).is_file():
+        if (self._run / CARD).is_file() and self._ckpt.name == BEST:
             write_card(self._run, self._ckpt, [Placed(**row) for row in rows_of(self._run / SPLIT)])
         print(report.text())
         log.info("Written to %s: test.txt, test.json, predictions.csv and plots.", self._run)

@@ -123,10 +123,10 @@ def write_card(
     if before.get("step", step) != step:
         for name in before["files"].keys() - files.keys():
             if (folder / name).exists():
-                log.warning("%s is of weights before these; export it again.", folder / name)
+                log.warning("%s is of other weights than %s; export it again.", folder / name, ckpt)
         before = {}
     if tested.get("step", step) != step:
-        log.warning("%s is of weights before these; 'test' renews it.", ckpt.parent / TESTED)
+        log.warning("%s is of other weights than %s; 'test' renews it.", ckpt.parent / TESTED, ckpt)
         tested = {}
     every = {**before.get("files", {}), **files}
     results = results or before.get("results")

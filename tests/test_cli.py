@@ -206,8 +206,11 @@ def test_the_card_tells_of_no_other_weights(inside: Path, caplog: pytest.LogCapt
     assert "final.pt2" not in card
     assert "the moon" not in card
     assert "Not measured yet" in card
-    assert f"{run.relative_to(inside) / 'final.pt2'} is of weights before these" in caplog.text
-    assert "test.json is of weights before these; 'test' renews it" in caplog.text
+    assert f"{run.relative_to(inside) / 'final.pt2'} is of other weights than" in caplog.text
+    assert "test.json is of other weights than checkpoints/first/best.ckpt; 'test' renews it" in caplog.text
+    kept_card = (run / "MODEL_CARD.md").read_text()
+    assert main(["test", "--ckpt_path", str(run / "last.ckpt")]) == 0  # which the card is not about
+    assert (run / "MODEL_CARD.md").read_text() == kept_card
     (run / "test.json").unlink()
     for file, text in kept.items():
         file.write_text(text)
