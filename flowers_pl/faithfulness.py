@@ -182,15 +182,17 @@ def faithfulness_figure(report: dict[str, Any], kind: str = "photos") -> Figure:
             shares = np.linspace(0, 100, len(scores[curve]))
             panel.plot(shares, scores[curve], label=f"{name} (area {scores[f'{curve}_auc']:.3f})")
     for panel, title in zip(axes, ("Deletion: lower is better", "Insertion: higher is better"), strict=False):
-        panel.set(title=title, xlabel="pixels, the hottest first (%)", ylabel="mean probability", ylim=(0, 1))
+        panel.set(title=title, xlabel="pixels, the hottest first (%)", ylabel="mean probability")
+        panel.set(ylim=(-0.03, 1.35), yticks=np.linspace(0, 1, 6))  # room for the legend above the curves
         panel.grid(alpha=0.3)
-        panel.legend()
+        panel.legend(loc="upper center")
     for place, (name, scores) in enumerate(report["maps"].items()):
         values = [scores["road_most_relevant_first"], scores["road_least_relevant_first"]]
         bars = axes[2].bar(
             np.arange(2) + 0.27 * (place - 1), values, 0.25, label=f"{name} ({scores['road']:+.3f})"
         )
-        axes[2].bar_label(bars, fmt="%.2f", padding=2, fontsize="small")
+        labels = [f"{round(value, 2) + 0.0:.2f}" for value in values]  # + 0.0: no -0.00
+        axes[2].bar_label(bars, labels, padding=2, fontsize="small")
     axes[2].set(title="ROAD: left lower, right higher is better", ylabel="mean change of probability")
     axes[2].set(xticks=range(2), xticklabels=["hottest pixels hidden", "coldest pixels hidden"])
     axes[2].margins(y=0.12)
