@@ -244,6 +244,21 @@ def test_export_writes_onnx_beside_the_checkpoint(inside: Path) -> None:
     assert Exported.open(inside / "checkpoints" / "first" / "final.onnx").image_size == 32
 
 
+def test_explain_measures_and_leaves_no_measurement_of_other_photos(
+    inside: Path, drawings: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = inside / "checkpoints" / "first" / "gradcam"
+    few = ["explain", "--images", str(drawings / "rose"), "--most", "2"]
+    assert main([*few, "--faithfulness", "2"]) == 0
+    measured = json.loads((folder / "explain.json").read_text())
+    own, chance = (measured["maps"][name]["road"] for name in ("gradcam", "random"))
+    assert f"ROAD {own:+.3f} (random maps {chance:+.3f})" in caplog.text
+    assert ("no better than random ones" in caplog.text) == (own <= chance)
+    assert (folder / "faithfulness.png").is_file()
+    assert main(few) == 0
+    assert not {"explain.json", "faithfulness.png"} & {path.name for path in folder.iterdir()}
+
+
 def test_explain_draws_where_the_model_looks(inside: Path, drawings: Path) -> None:
     assert main(["explain", "--images", str(drawings / "rose"), "--each", "true", "--most", "3"]) == 0
     folder = inside / "checkpoints" / "first" / "gradcam"
