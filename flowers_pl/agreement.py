@@ -101,11 +101,10 @@ class AccuracyLoss(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        changes = (self.after - self.before, -self.high, -self.low)
-        gain, low, high = (round(100 * share, 2) + 0.0 for share in changes)  # + 0.0: no -0.00
+        gain, low, high = (100 * share for share in (self.after - self.before, -self.high, -self.low))
         return (
-            f"accuracy {self.before:.2%} in float32, {self.after:.2%} in int8: {gain:+.2f} points"
-            f" (95 % interval {low:+.2f} to {high:+.2f})"
+            f"accuracy {self.before:.2%} in float32, {self.after:.2%} in int8: {gain:+z.2f} points"
+            f" (95 % interval {low:+z.2f} to {high:+z.2f})"
         )
 
 

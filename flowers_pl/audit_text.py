@@ -104,14 +104,14 @@ def summary(found: Findings) -> list[str]:
         ),
     ]
     small, large = (pick(found.readable, key=found.readable.__getitem__) for pick in (min, max))
-    if found.readable[small] == found.readable[large]:
-        lines += ["Imbalance: none."] if len(found.readable) > 1 else []
-    else:
+    if len(found.readable) > 1 and found.readable[small] == found.readable[large]:
+        lines.append("Imbalance: none.")
+    elif len(found.readable) > 1:
         ratio = f"{found.imbalance:.1f} times as many photos as" if found.readable[small] else "photos,"
         tail = f"{shown(small)}" + ("" if found.readable[small] else " has none")
         lines.append(f"Imbalance: {shown(large)} has {ratio} {tail}.")
-    turned = sum(count for orientation, count in found.orientations.items() if orientation != "1")
     if found.widths:
+        turned = sum(count for orientation, count in found.orientations.items() if orientation != "1")
         lines += [
             "Widths {} to {}, median {}; heights {} to {}, median {} pixels.".format(
                 *(sizes[place] for sizes in (found.widths, found.heights) for place in (0, 2, 1))

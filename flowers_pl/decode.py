@@ -125,11 +125,10 @@ def _read_bytes(path: Path) -> bytes:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            link, closed = path.is_symlink(), not os.access(path, os.R_OK | os.X_OK)
-            what = " that is closed" if closed else ""
-            raise UnreadablePhoto(
-                "is a link to a folder, which is not followed" if link else f"is a folder{what}"
-            )
+            if path.is_symlink():
+                raise UnreadablePhoto("is a link to a folder, which is not followed")
+            closed = "" if os.access(path, os.R_OK | os.X_OK) else " that is closed"
+            raise UnreadablePhoto(f"is a folder{closed}")
         if not stat.S_ISREG(status.st_mode):
             raise UnreadablePhoto("is not a file")
         if status.st_size > MAX_BYTES:

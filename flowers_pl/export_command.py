@@ -137,7 +137,7 @@ def write_card(
         checkpoint["hyper_parameters"],
         placed,
         [LeftOut(**row) for row in rows_of(ckpt.parent / LEFT_OUT)],
-        {name: value for name, value in (tested or results or {}).items() if name != "step"} or None,
+        tested or results,
         every,
     )
     (folder / CARD).write_text(card)

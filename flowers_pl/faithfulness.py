@@ -191,8 +191,7 @@ def faithfulness_figure(report: dict[str, Any], kind: str = "photos") -> Figure:
         bars = axes[2].bar(
             np.arange(2) + 0.27 * (place - 1), values, 0.25, label=f"{name} ({scores['road']:+.3f})"
         )
-        labels = [f"{round(value, 2) + 0.0:.2f}" for value in values]  # + 0.0: no -0.00
-        axes[2].bar_label(bars, labels, padding=2, fontsize="small")
+        axes[2].bar_label(bars, fmt="{:z.2f}", padding=2, fontsize="small")
     axes[2].set(title="ROAD: left lower, right higher is better", ylabel="mean change of probability")
     axes[2].set(xticks=range(2), xticklabels=["hottest pixels hidden", "coldest pixels hidden"])
     axes[2].margins(y=0.12)

@@ -114,7 +114,7 @@ def model_card(
         settings: `checkpoint["hyper_parameters"]`.
         placed: the photos trained and validated with (split.csv); empty where they are not known.
         left_out: photos of the folder that took no part (left_out.csv).
-        results: as in test.json: `judged` (which photos), `photos` (how many), numbers, and perhaps
+        results: as in test.json: `judged` (which photos), `photos` (how many), `step`, numbers, and perhaps
             `intervals`, a dict from a number's name to (low, high), 95 %.
         files: from an exported file's name to what was measured of it.
         title: of the card.
@@ -236,7 +236,7 @@ def _results(results: Mapping[str, Any] | None) -> str:
     numbers = {
         name: value
         for name, value in results.items()
-        if isinstance(value, float) or (isinstance(value, int) and name != "photos")
+        if isinstance(value, float) or (isinstance(value, int) and name not in ("photos", "step"))
     }
     lines = [
         f"On {results['photos']} {results['judged']}.",

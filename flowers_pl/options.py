@@ -35,6 +35,7 @@ SUMMARIES = {
     "predict": "Write a table of photos with the probability of each class.",
 }
 GO_ON = "Checkpoint to go on from, a run's last.ckpt: settings are that run's where none are given."
+TRAINER = "Lightning's Trainer"
 NEWEST = "Checkpoint; the newest best.ckpt below checkpoints/ where none is given."
 
 
@@ -218,5 +219,5 @@ def _tidy_help(parser: LightningArgumentParser, ckpt_path: str) -> None:
             if action.dest == "ckpt_path":
                 action.help, group.title = ckpt_path, "Checkpoint"
             elif action.dest == "trainer":
-                group.title = trainer = "Lightning's Trainer"
-    parser._action_groups = sorted(parser._action_groups, key=lambda group: group.title == trainer)
+                group.title = TRAINER
+    parser._action_groups = sorted(parser._action_groups, key=lambda group: group.title == TRAINER)
