@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks.watching import machine
 from flowers_pl import FlowerClassifier, FlowersDataModule
-from flowers_pl.precision import best_precision
+from flowers_pl.core.system import best_precision
 
 
 def by_us(photos: Path, run: Path, precision: str) -> int:

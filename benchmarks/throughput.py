@@ -24,14 +24,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.watching import anonymous, machine
 from flowers_pl import FlowerClassifier, FlowersDataModule
-from flowers_pl.ahead import AheadLoader, Share
-from flowers_pl.augment import augment
-from flowers_pl.batches import Batch, BatchKey, BatchSampler
-from flowers_pl.decode import load_photo
-from flowers_pl.frozen import FrozenPart
-from flowers_pl.precision import best_precision
-from flowers_pl.trained import TrainedPart
-from flowers_pl.weights import load_weights
+from flowers_pl.core.system import best_precision
+from flowers_pl.data.augmentation import augment
+from flowers_pl.data.batches import Batch, BatchKey, BatchSampler
+from flowers_pl.data.decoding import load_photo
+from flowers_pl.data.prefetch import AheadLoader, Share
+from flowers_pl.network.fast_frozen import FrozenPart
+from flowers_pl.network.fast_trained import TrainedPart
+from flowers_pl.network.weights import load_weights
 
 SECONDS = 3.0  # for each part
 Part = Callable[[], int]  # does something to some photos, and tells to how many

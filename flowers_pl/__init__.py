@@ -7,36 +7,53 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flowers_pl.augment import Augmentation
-    from flowers_pl.average import WeightAverage
-    from flowers_pl.checkpointing import AtomicCheckpointIO
-    from flowers_pl.classifier import FlowerClassifier
-    from flowers_pl.cli import main
-    from flowers_pl.datamodule import FlowersDataModule
-    from flowers_pl.decode import load_photo, read_photo, resize_photo
-    from flowers_pl.drawn import draw_flower
-    from flowers_pl.errors import FlowersError
-    from flowers_pl.finetune import StageEarlyStopping, UnfreezeTopLayers
-    from flowers_pl.mobilenet import FlowerNet
+    from flowers_pl.cli.app import main
+    from flowers_pl.core.errors import FlowersError
+    from flowers_pl.data.augmentation import Augmentation
+    from flowers_pl.data.datamodule import FlowersDataModule
+    from flowers_pl.data.decoding import load_photo, read_photo, resize_photo
+    from flowers_pl.data.drawings import draw_flower
+    from flowers_pl.network.mobilenet import FlowerNet
+    from flowers_pl.training.checkpoint_callback import RunCheckpoints
+    from flowers_pl.training.checkpoint_files import AtomicCheckpointIO
+    from flowers_pl.training.classifier import FlowerClassifier
+    from flowers_pl.training.stage_callbacks import StageEarlyStopping, UnfreezeTopLayers
+    from flowers_pl.training.weight_average import WeightAverage
 
 _HOMES = {
-    "AtomicCheckpointIO": "checkpointing",
-    "Augmentation": "augment",
-    "FlowerClassifier": "classifier",
-    "FlowerNet": "mobilenet",
-    "FlowersDataModule": "datamodule",
-    "FlowersError": "errors",
-    "RunCheckpoints": "saving",
-    "StageEarlyStopping": "finetune",
-    "UnfreezeTopLayers": "finetune",
-    "WeightAverage": "average",
-    "draw_flower": "drawn",
-    "load_photo": "decode",
-    "main": "cli",
-    "read_photo": "decode",
-    "resize_photo": "decode",
+    "AtomicCheckpointIO": "training.checkpoint_files",
+    "Augmentation": "data.augmentation",
+    "FlowerClassifier": "training.classifier",
+    "FlowerNet": "network.mobilenet",
+    "FlowersDataModule": "data.datamodule",
+    "FlowersError": "core.errors",
+    "RunCheckpoints": "training.checkpoint_callback",
+    "StageEarlyStopping": "training.stage_callbacks",
+    "UnfreezeTopLayers": "training.stage_callbacks",
+    "WeightAverage": "training.weight_average",
+    "draw_flower": "data.drawings",
+    "load_photo": "data.decoding",
+    "main": "cli.app",
+    "read_photo": "data.decoding",
+    "resize_photo": "data.decoding",
 }
-__all__ = [*_HOMES]
+__all__ = [
+    "AtomicCheckpointIO",
+    "Augmentation",
+    "FlowerClassifier",
+    "FlowerNet",
+    "FlowersDataModule",
+    "FlowersError",
+    "RunCheckpoints",
+    "StageEarlyStopping",
+    "UnfreezeTopLayers",
+    "WeightAverage",
+    "draw_flower",
+    "load_photo",
+    "main",
+    "read_photo",
+    "resize_photo",
+]
 
 try:
     __version__ = version("flowers_pl")

@@ -8,8 +8,8 @@ import sys
 def run() -> None:
     """Run the command line, and end the program with its exit code."""
     try:
-        from flowers_pl.cli import main  # takes seconds, in which a user may change his mind
-        from flowers_pl.stopping import end_rank
+        from flowers_pl.cli.app import main  # takes seconds, in which a user may change his mind
+        from flowers_pl.core.signals import end_rank
     except KeyboardInterrupt:
         sys.exit(130)
     code = main()

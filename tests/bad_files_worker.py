@@ -39,8 +39,8 @@ def main() -> None:
     """All three commands, one after the other."""
     import torch
 
-    from flowers_pl import cli
-    from flowers_pl.classifier import FlowerClassifier
+    from flowers_pl.cli import app as cli
+    from flowers_pl.training.classifier import FlowerClassifier
 
     torch.set_num_threads(1)
     told: dict[str, object] = {"codes": (codes := {})}

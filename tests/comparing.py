@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from flowers_pl.average import AVERAGE
-from flowers_pl.checkpointing import read_checkpoint
-from flowers_pl.tracking import METRICS, read_table
+from flowers_pl.runs.tables import METRICS, read_table
+from flowers_pl.training.checkpoint_files import read_checkpoint
+from flowers_pl.training.weight_average import AVERAGE
 
 
 def assert_same_runs(one: Path, other: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowers_pl.datamodule import FlowersDataModule
-from flowers_pl.drawn import write_drawings
+from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.data.drawings import write_drawings
 
 SIZE = 32  # pixels a side: the smallest that the backbone takes
 

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")  # real processes, without the seconds of import of each
-FORKS.set_forkserver_preload(["flowers_pl.cli", "flowers_pl.figures", "torch.utils.tensorboard"])
+FORKS.set_forkserver_preload(
+    ["flowers_pl.cli.app", "flowers_pl.evaluation.figures", "torch.utils.tensorboard"]
+)
 
 
 @dataclass
@@ -104,7 +106,7 @@ def _fit(args: list[str], home: Path, said: Path, given: Circumstances) -> None:
         sys.stdout = sys.stderr = stream
         import torch
 
-        from flowers_pl.cli import main
+        from flowers_pl.cli.app import main
 
         torch.set_num_threads(1)
         Moments(given).watch()

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from flowers_pl.ahead import AHEAD, AheadLoader, Share
-from flowers_pl.batches import Batch, BatchSampler
-from flowers_pl.datamodule import FlowersDataModule
-from flowers_pl.frozen import FrozenPart
-from flowers_pl.kept import KeptFeatures
-from flowers_pl.mobilenet import FlowerNet
+from flowers_pl.data.batches import Batch, BatchSampler
+from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.data.feature_cache import KeptFeatures
+from flowers_pl.data.prefetch import AHEAD, AheadLoader, Share
+from flowers_pl.network.fast_frozen import FrozenPart
+from flowers_pl.network.mobilenet import FlowerNet
 
 
 def loader(data: FlowersDataModule, share: Share, prepare: object = None) -> AheadLoader:

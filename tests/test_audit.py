@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from flowers_pl.cli import main
-from flowers_pl.datamodule import FlowersDataModule
-from flowers_pl.drawn import draw_flower, write_drawings
-from flowers_pl.exclude import read_exclusions
-from flowers_pl.mobilenet import FlowerNet, start_from_nothing
-from flowers_pl.split import write_split
+from flowers_pl.cli.app import main
+from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.data.drawings import draw_flower, write_drawings
+from flowers_pl.data.exclusions import read_exclusions
+from flowers_pl.data.split import write_split
+from flowers_pl.network.mobilenet import FlowerNet, start_from_nothing
 
 NASTY = [
     '<img src=x onerror="alert(1)">&amp;\'.png',

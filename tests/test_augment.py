@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowers_pl.augment import (
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.data.augmentation import (
     BITS,
     DRAWS,
     Augmentation,
@@ -20,7 +21,6 @@ from flowers_pl.augment import (
     epoch_draws,
     matrices,
 )
-from flowers_pl.errors import FlowersError
 
 STILL = Augmentation(rotation=0, shift=0, zoom=0, brightness=0, flip=False)
 ROTATION, RIGHT, DOWN, ZOOM_X, ZOOM_Y, FLIP, BRIGHTNESS = range(DRAWS)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowers_pl.average import AVERAGE, WeightAverage
-from flowers_pl.checkpointing import AtomicCheckpointIO, read_checkpoint
-from flowers_pl.classifier import FlowerClassifier
-from flowers_pl.datamodule import FlowersDataModule
-from flowers_pl.errors import FlowersError
-from flowers_pl.finetune import UnfreezeTopLayers
-from flowers_pl.saving import RunCheckpoints
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.training.checkpoint_callback import RunCheckpoints
+from flowers_pl.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint
+from flowers_pl.training.classifier import FlowerClassifier
+from flowers_pl.training.stage_callbacks import UnfreezeTopLayers
+from flowers_pl.training.weight_average import AVERAGE, WeightAverage
 
 
 class Steps(L.Callback):

@@ -21,10 +21,10 @@ import pytest
 from PIL import Image, ImageOps
 from test_decode import app1, encoded, png
 
-from flowers_pl.cli import main
-from flowers_pl.decode import read_photo
-from flowers_pl.drawn import KINDS, draw_flower
-from flowers_pl.photos import read_csv
+from flowers_pl.cli.app import main
+from flowers_pl.data.decoding import read_photo
+from flowers_pl.data.drawings import KINDS, draw_flower
+from flowers_pl.data.folder import read_csv
 
 ROOT = Path(__file__).parents[1]
 WORKER = Path(__file__).with_name("bad_files_worker.py")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from flowers_pl.batches import Batch, BatchKey, BatchSampler
-from flowers_pl.datamodule import FlowersDataModule
-from flowers_pl.decode import load_photo
-from flowers_pl.errors import FlowersError
-from flowers_pl.split import VAL
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.data.batches import Batch, BatchKey, BatchSampler
+from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.data.decoding import load_photo
+from flowers_pl.data.split import VAL
 
 
 def test_every_photo_once_an_epoch_and_a_short_last_batch() -> None:

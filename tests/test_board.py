@@ -15,11 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout  # type: ignore[import-untyped]
 
-from flowers_pl import board as board_module
-from flowers_pl.board import LogGradCam, LogPredictions
-from flowers_pl.classifier import FlowerClassifier
-from flowers_pl.datamodule import FlowersDataModule
-from flowers_pl.errors import FlowersError
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.runs import tensorboard as board_module
+from flowers_pl.runs.tensorboard import LogGradCam, LogPredictions
+from flowers_pl.training.classifier import FlowerClassifier
 
 Fitted = tuple[FlowerClassifier, EventAccumulator, L.Trainer]
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-import flowers_pl.cache as cache
-from flowers_pl.cache import DecodedPhotos, FilePixels, decode_photos
-from flowers_pl.decode import load_photo
-from flowers_pl.drawn import draw_flower
-from flowers_pl.errors import FlowersError
-from flowers_pl.photos import list_photos
+import flowers_pl.data.cache as cache
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.data.cache import DecodedPhotos, FilePixels, decode_photos
+from flowers_pl.data.decoding import load_photo
+from flowers_pl.data.drawings import draw_flower
+from flowers_pl.data.folder import list_photos
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from flowers_pl.checkpointing import AtomicCheckpointIO, newest_best, read_checkpoint
-from flowers_pl.errors import FlowersError
-from flowers_pl.mobilenet import FlowerNet
-from flowers_pl.weights import check_weights, load_weights
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.network.mobilenet import FlowerNet
+from flowers_pl.network.weights import check_weights, load_weights
+from flowers_pl.training.checkpoint_files import AtomicCheckpointIO, newest_best, read_checkpoint
 
 
 class Malicious:

@@ -18,14 +18,14 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowers_pl.checkpointing import read_checkpoint
-from flowers_pl.classifier import FlowerClassifier
-from flowers_pl.cli import main
-from flowers_pl.decode import load_photo, read_photo
-from flowers_pl.drawn import KINDS, draw_flower
-from flowers_pl.exported import Exported
-from flowers_pl.options import SUMMARIES
-from flowers_pl.tracking import read_table
+from flowers_pl.cli.app import main
+from flowers_pl.cli.options import SUMMARIES
+from flowers_pl.data.decoding import load_photo, read_photo
+from flowers_pl.data.drawings import KINDS, draw_flower
+from flowers_pl.export.load import Exported
+from flowers_pl.runs.tables import read_table
+from flowers_pl.training.checkpoint_files import read_checkpoint
+from flowers_pl.training.classifier import FlowerClassifier
 
 ROOT = Path(__file__).parents[1]
 SMALL = {

@@ -92,7 +92,9 @@ def options_of(help_text: str) -> dict[str, str]:
     """The options that a subcommand's help lists, each with its default as the help gives it."""
     unwrapped = re.sub(r"\n {10,}", " ", help_text)
     lines = re.findall(r"^  (?:-\w(?: \w+)?, )?(--[\w.+]+)(.*)", unwrapped, re.MULTILINE)
-    defaults = ((option, re.search(r"default: (.*)\)$", line)) for option, line in lines)
+    defaults = (
+        (option, re.search(r"default: (.*?)(?:, known subclasses.*)?\)$", line)) for option, line in lines
+    )
     return {option: default[1] if default else "" for option, default in defaults}
 
 

@@ -17,8 +17,8 @@ import yaml
 from probe import FIRST_STEPS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flowers_pl.checkpointing import KEY, read_checkpoint
-from flowers_pl.tracking import read_table
+from flowers_pl.runs.tables import read_table
+from flowers_pl.training.checkpoint_files import KEY, read_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 HERE = str(Path(__file__).parent)
@@ -258,7 +258,7 @@ def test_torchrun_starts_a_run_again_that_lost_a_rank_and_it_goes_on(
 
 LATE = """
 import atexit, sys, tempfile, threading, time, torch
-from flowers_pl.stopping import end_rank
+from flowers_pl.core.signals import end_rank
 
 def hold_on():
     one = torch.ones(100)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from flowers_pl.decode import UnreadablePhoto, load_photo, read_photo, resize_photo
+from flowers_pl.data.decoding import UnreadablePhoto, load_photo, read_photo, resize_photo
 
 Array = npt.NDArray[np.int64]
 ROOT = Path(__file__).parents[1]
@@ -301,7 +301,7 @@ def test_no_permission(tmp_path: Path) -> None:
     code = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from flowers_pl.decode import UnreadablePhoto, read_photo
+from flowers_pl.data.decoding import UnreadablePhoto, read_photo
 os.setgid(65534)
 os.setuid(65534)
 try:

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import pytest
 
-from flowers_pl import download
-from flowers_pl.download import CLASS_FOLDERS, download_flower_photos
-from flowers_pl.errors import FlowersError
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.data import download
+from flowers_pl.data.download import CLASS_FOLDERS, download_flower_photos
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowers_pl.drawn import KINDS, draw_flower, write_drawings
-from flowers_pl.errors import FlowersError
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.data.drawings import KINDS, draw_flower, write_drawings
 
 
 def pixels(kind: str, seed: int, size: int = 48) -> np.ndarray:
@@ -50,7 +50,7 @@ def test_drawing_leaves_the_global_generator_alone() -> None:
 
 def test_another_process_draws_the_same_bytes() -> None:
     program = (
-        "import hashlib; from flowers_pl.drawn import KINDS, draw_flower;"
+        "import hashlib; from flowers_pl.data.drawings import KINDS, draw_flower;"
         "print(hashlib.sha256(b''.join(draw_flower(k, 11, 48).tobytes() for k in KINDS)).hexdigest())"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -168,7 +168,7 @@ def test_a_failure_midway_leaves_the_former_drawings(tmp_path: Path, monkeypatch
     def broken(kind: str, seed: int, size: int) -> Image.Image:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("flowers_pl.drawn.draw_flower", broken)
+    monkeypatch.setattr("flowers_pl.data.drawings.draw_flower", broken)
     with pytest.raises(OSError, match="no space"):
         write_drawings(tmp_path / "d", 2, size=32)
     assert listing(tmp_path) == before

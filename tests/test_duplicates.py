@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from flowers_pl.cache import decode_photos
-from flowers_pl.decode import read_photo
-from flowers_pl.drawn import draw_flower
-from flowers_pl.duplicates import Fingerprint, correlation, duplicate_groups, fingerprint
-from flowers_pl.photos import list_photos
+from flowers_pl.data.cache import decode_photos
+from flowers_pl.data.decoding import read_photo
+from flowers_pl.data.drawings import draw_flower
+from flowers_pl.data.duplicates import Fingerprint, correlation, duplicate_groups, fingerprint
+from flowers_pl.data.folder import list_photos
 
 
 def prints(*pictures: Image.Image) -> list[Fingerprint]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from flowers_pl.datamodule import FlowersDataModule
-from flowers_pl.errors import FlowersError
-from flowers_pl.exclude import read_exclusions, write_exclusions
-from flowers_pl.photos import LeftOut
-from flowers_pl.split import write_split
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.data.exclusions import read_exclusions, write_exclusions
+from flowers_pl.data.folder import LeftOut
+from flowers_pl.data.split import write_split
 
 LISTED = [
     LeftOut(name, 'why, "indeed"\nso')

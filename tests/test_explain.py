@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowers_pl import heatmaps
-from flowers_pl.classifier import FlowerClassifier
-from flowers_pl.errors import FlowersError
-from flowers_pl.explain import (
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.explain import activation_maps as heatmaps
+from flowers_pl.explain.activation_maps import METHODS, class_activation_maps
+from flowers_pl.explain.explanations import (
     Explained,
     even_sample,
     explain_photos,
@@ -22,9 +22,9 @@ from flowers_pl.explain import (
     grid_figure,
     overlay,
 )
-from flowers_pl.heatmaps import METHODS, class_activation_maps
-from flowers_pl.mobilenet import FlowerNet, start_from_nothing
-from flowers_pl.weights import load_weights
+from flowers_pl.network.mobilenet import FlowerNet, start_from_nothing
+from flowers_pl.network.weights import load_weights
+from flowers_pl.training.classifier import FlowerClassifier
 
 CLASSES = ["ant", "bee", "cow"]
 

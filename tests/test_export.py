@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 
-from flowers_pl import export
-from flowers_pl.agreement import Agreement, accuracy_loss, check_export
-from flowers_pl.classifier import FlowerClassifier
-from flowers_pl.decode import load_photo, read_photo, resize_photo
-from flowers_pl.drawn import draw_flower
-from flowers_pl.errors import FlowersError
-from flowers_pl.export import export_onnx, export_torch, quantize_int8
-from flowers_pl.exported import Exported
-from flowers_pl.mobilenet import start_from_nothing
-from flowers_pl.weights import load_weights
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.data.decoding import load_photo, read_photo, resize_photo
+from flowers_pl.data.drawings import draw_flower
+from flowers_pl.export import write as export
+from flowers_pl.export.load import Exported
+from flowers_pl.export.verify import Agreement, accuracy_loss, check_export
+from flowers_pl.export.write import export_onnx, export_torch, quantize_int8
+from flowers_pl.network.mobilenet import start_from_nothing
+from flowers_pl.network.weights import load_weights
+from flowers_pl.training.classifier import FlowerClassifier
 
 CLASSES = ["daisy", "dandelion", "rose", "sunflower", 'tulip "é"']
 KINDS = ["daisy", "dandelion", "rose", "sunflower", "tulip"]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowers_pl.decode import load_photo
-from flowers_pl.faithfulness import faithfulness, faithfulness_figure, rank_correlation
-from flowers_pl.heatmaps import class_activation_maps, stand_in
-from flowers_pl.mobilenet import FlowerNet
-from flowers_pl.photos import list_photos
-from flowers_pl.relevance import centred_map, deletion, insertion, random_maps, ranks, road_scores
-from flowers_pl.weights import load_weights
+from flowers_pl.data.decoding import load_photo
+from flowers_pl.data.folder import list_photos
+from flowers_pl.explain.activation_maps import class_activation_maps, stand_in
+from flowers_pl.explain.faithfulness import faithfulness, faithfulness_figure, rank_correlation
+from flowers_pl.explain.relevance import centred_map, deletion, insertion, random_maps, ranks, road_scores
+from flowers_pl.network.mobilenet import FlowerNet
+from flowers_pl.network.weights import load_weights
 
 SIZE, CELLS = 48, 6
 

@@ -16,15 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from flowers_pl.calibration import BINS
-from flowers_pl.figures import (
+from flowers_pl.evaluation.calibration import BINS
+from flowers_pl.evaluation.figures import (
     augmentation_sheet,
     confusion_matrix,
     misclassified,
     reliability_diagram,
     training_curves,
 )
-from flowers_pl.report import judge
+from flowers_pl.evaluation.report import judge
 
 FIVE = ["daisy", "dandelion", "rose", "sunflower", "tulip"]
 TWENTY = [

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowers_pl.batches import Batch
-from flowers_pl.classifier import FlowerClassifier, Stage
-from flowers_pl.datamodule import FlowersDataModule
-from flowers_pl.errors import FlowersError
-from flowers_pl.finetune import StageEarlyStopping, UnfreezeTopLayers
-from flowers_pl.frozen import FrozenPart
-from flowers_pl.mobilenet import FlowerNet
-from flowers_pl.trained import TrainedPart
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.data.batches import Batch
+from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.network.fast_frozen import FrozenPart
+from flowers_pl.network.fast_trained import TrainedPart
+from flowers_pl.network.mobilenet import FlowerNet
+from flowers_pl.training.classifier import FlowerClassifier, Stage
+from flowers_pl.training.stage_callbacks import StageEarlyStopping, UnfreezeTopLayers
 
 
 def trainer(*callbacks: L.Callback, **options: Any) -> L.Trainer:
@@ -338,9 +338,9 @@ def test_real_weights_see_flowers(real_photos: Path, real_weights: Path) -> None
     layout are right."""
     from torchvision.models import mobilenet_v2
 
-    from flowers_pl.decode import load_photo
-    from flowers_pl.mobilenet import FlowerNet
-    from flowers_pl.weights import load_weights
+    from flowers_pl.data.decoding import load_photo
+    from flowers_pl.network.mobilenet import FlowerNet
+    from flowers_pl.network.weights import load_weights
 
     network, reference = FlowerNet(1000).eval(), mobilenet_v2()
     load_weights(network.backbone, str(real_weights))

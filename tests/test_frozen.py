@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowers_pl.frozen import ONEDNN, FrozenPart
-from flowers_pl.layers import Cut, conv_norms, find_cut
-from flowers_pl.mobilenet import FlowerNet, TopLayers
-from flowers_pl.trained import TrainedPart
+from flowers_pl.network.fast_frozen import ONEDNN, FrozenPart
+from flowers_pl.network.fast_layers import Cut, conv_norms, find_cut
+from flowers_pl.network.fast_trained import TrainedPart
+from flowers_pl.network.mobilenet import FlowerNet, TopLayers
 
 SIZE = 64
 CLOSE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.03}

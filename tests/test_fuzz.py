@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowers_pl.decode import UnreadablePhoto, load_photo, read_photo
-from flowers_pl.drawn import KINDS, draw_flower
+from flowers_pl.data.decoding import UnreadablePhoto, load_photo, read_photo
+from flowers_pl.data.drawings import KINDS, draw_flower
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 30  # seconds of computing for one picture: then it hangs, and is ended

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flowers_pl.decode import UnreadablePhoto, read_photo
-from flowers_pl.headers import Header, name_fault, read_header
+from flowers_pl.audit.headers import Header, name_fault, read_header
+from flowers_pl.data.decoding import UnreadablePhoto, read_photo
 
 
 def test_format_size_and_mode(tmp_path: Path) -> None:

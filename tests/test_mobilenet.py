@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from flowers_pl.mobilenet import FlowerNet, PhotoDropout, keras_layers, start_from_nothing, uniform_bits
+from flowers_pl.network.mobilenet import (
+    FlowerNet,
+    PhotoDropout,
+    keras_layers,
+    start_from_nothing,
+    uniform_bits,
+)
 
 
 def trainable(network: FlowerNet) -> tuple[int, int]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from flowers_pl.model_card import TO_FILL_IN, model_card
-from flowers_pl.photos import LeftOut
-from flowers_pl.split import TRAIN, VAL, Placed
+from flowers_pl.data.folder import LeftOut
+from flowers_pl.data.split import TRAIN, VAL, Placed
+from flowers_pl.export.model_card import TO_FILL_IN, model_card
 
 PLACED = [
     *(Placed(f"daisy/{number}.jpg", "daisy", TRAIN, "") for number in range(3)),

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from flowers_pl.drawn import KINDS, draw_flower
-from flowers_pl.oddities import ALIKE, far_away, looks, neighbourhood
+from flowers_pl.audit.quality import ALIKE, far_away, looks, neighbourhood
+from flowers_pl.data.drawings import KINDS, draw_flower
 
 
 def photo(kind: str = "rose", seed: int = 0) -> Image.Image:

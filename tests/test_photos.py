@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flowers_pl.errors import FlowersError
-from flowers_pl.photos import Photo, check_classes, list_photos, list_pictures
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.data.folder import Photo, check_classes, list_photos, list_pictures
 
 
 def touch(root: Path, *paths: str) -> Path:

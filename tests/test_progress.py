@@ -12,10 +12,10 @@ import pytest
 from lightning.pytorch.callbacks import TQDMProgressBar
 from tqdm import tqdm
 
-from flowers_pl.classifier import FlowerClassifier
-from flowers_pl.datamodule import FlowersDataModule
-from flowers_pl.finetune import UnfreezeTopLayers
-from flowers_pl.progress import AboveBars, EpochBar, EpochLines, bars_for
+from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.runs.progress import AboveBars, EpochBar, EpochLines, bars_for
+from flowers_pl.training.classifier import FlowerClassifier
+from flowers_pl.training.stage_callbacks import UnfreezeTopLayers
 
 
 class Look(L.Callback):

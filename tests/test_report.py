@@ -10,9 +10,9 @@ import torch
 from sklearn import metrics  # type: ignore[import-untyped]
 from torchmetrics.functional.classification import multiclass_f1_score
 
-from flowers_pl.calibration import BINS
-from flowers_pl.errors import FlowersError
-from flowers_pl.report import CAUTION, Report, judge
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.evaluation.calibration import BINS
+from flowers_pl.evaluation.report import CAUTION, Report, judge
 
 CLOSE = 1e-6
 

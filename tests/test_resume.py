@@ -14,11 +14,11 @@ import pytest
 import yaml
 from comparing import assert_same_runs
 
-from flowers_pl.checkpointing import read_checkpoint
-from flowers_pl.cli import main
-from flowers_pl.resuming import epochs_after
-from flowers_pl.saving import RunCheckpoints
-from flowers_pl.tracking import read_table
+from flowers_pl.cli.app import main
+from flowers_pl.runs.tables import read_table
+from flowers_pl.training.checkpoint_callback import RunCheckpoints
+from flowers_pl.training.checkpoint_files import read_checkpoint
+from flowers_pl.training.resume import epochs_after
 
 SMALL: dict[str, Any] = {
     "data": {"image_size": 32, "batch_size": 8, "workers": 0},

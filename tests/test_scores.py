@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support
 
-from flowers_pl.scores import MeanLoss, Scores
+from flowers_pl.training.metrics import MeanLoss, Scores
 
 
 def test_the_mean_loss_counts_photos_not_batches() -> None:
@@ -18,7 +18,7 @@ def test_the_mean_loss_counts_photos_not_batches() -> None:
 
 @pytest.mark.parametrize("together", [1, 2, 64])
 def test_figures_do_not_depend_on_the_batches(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowers_pl.scores.TOGETHER", together)
+    monkeypatch.setattr("flowers_pl.training.metrics.TOGETHER", together)
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(50) % 4
     logits = torch.randn(50, 5, generator=generator) + torch.eye(5)[labels]  # the fifth class has no photo

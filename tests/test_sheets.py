@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flowers_pl.sheets import GAP, LINE, Captioned, _fitted, _font, matrix_sheet, photo_sheet
+from flowers_pl.runs.sheets import GAP, LINE, Captioned, _fitted, _font, matrix_sheet, photo_sheet
 
 
 def inked(sheet: np.ndarray) -> np.ndarray:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowers_pl.cache import decode_photos
-from flowers_pl.duplicates import duplicate_groups
-from flowers_pl.errors import FlowersError
-from flowers_pl.photos import Photo, list_photos
-from flowers_pl.split import (
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.data.cache import decode_photos
+from flowers_pl.data.duplicates import duplicate_groups
+from flowers_pl.data.folder import Photo, list_photos
+from flowers_pl.data.split import (
     TRAIN,
     VAL,
     Placed,

@@ -138,7 +138,7 @@ def test_a_run_killed_at_any_time_and_again_goes_on(whole: Whole, part: Path) ->
 def test_a_stopped_run_saves_and_says_how_to_go_on(
     whole: Whole, part: Path, number: int, code: int, moment: str, which: int, saved: tuple[int, int] | None
 ) -> None:
-    from flowers_pl.checkpointing import read_checkpoint
+    from flowers_pl.training.checkpoint_files import read_checkpoint
 
     at = whole.moment(moment, which)
     ended, said = fit([*whole.args, "part"], whole.home, Circumstances({at: number}))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from flowers_pl.suspects import (
+from flowers_pl.audit.labels import (
     Suspect,
     calibrated_joint,
     confident_classes,

@@ -15,14 +15,14 @@ from sklearn.decomposition import PCA  # type: ignore[import-untyped]
 from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 from torch.nn import functional as F
 
-from flowers_pl.checkpointing import KEY, AtomicCheckpointIO, read_checkpoint
-from flowers_pl.classifier import FlowerClassifier
-from flowers_pl.cli import main
-from flowers_pl.datamodule import FlowersDataModule
-from flowers_pl.decode import load_photo
-from flowers_pl.predictions import Row, prediction_table
-from flowers_pl.unlike import AXES, Unlike, even_places
-from flowers_pl.weights import load_weights
+from flowers_pl.cli.app import main
+from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.data.decoding import load_photo
+from flowers_pl.evaluation.predictions import Row, prediction_table
+from flowers_pl.network.novelty import AXES, Unlike, even_places
+from flowers_pl.network.weights import load_weights
+from flowers_pl.training.checkpoint_files import KEY, AtomicCheckpointIO, read_checkpoint
+from flowers_pl.training.classifier import FlowerClassifier
 
 
 def features(photos: int, seed: int, plane: int = 8, noise: float = 0.1) -> torch.Tensor:

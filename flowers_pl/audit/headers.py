@@ -1,0 +1,67 @@
+"""What a photo's file says of itself: format, size, mode, orientation, and whether its name fits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import PurePath
+from typing import NamedTuple
+
+from PIL import Image
+
+from flowers_pl.data.decoding import UnreadablePhoto, open_picture, orientation_of
+
+SWAPPED = (5, 6, 7, 8)  # EXIF orientations that turn a photo on its side
+
+
+class Header(NamedTuple):
+    """What the header of a picture says.
+
+    Args:
+        format: as Pillow names it, "JPEG" for one.
+        width: pixels, of the upright photo.
+        height: likewise.
+        mode: as Pillow names it: "RGB", "L", "P", "RGBA", "CMYK", "I;16" …
+        orientation: of EXIF, 1 to 8; 1 where there is none, or nonsense.
+        animated: whether there is more than one frame, of which only the first counts.
+    """
+
+    format: str
+    width: int
+    height: int
+    mode: str
+    orientation: int
+    animated: bool
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read the header of a file that `decode.read_photo` has read; pixels are not decoded.
+
+    Raises:
+        UnreadablePhoto: the file went or changed meanwhile.
+    """
+    try:
+        with open(path, "rb") as stream, open_picture(stream) as picture:
+            orientation = orientation_of(picture)
+            orientation = orientation if orientation in range(1, 9) else 1
+            width, height = picture.size if orientation not in SWAPPED else picture.size[::-1]
+            animated = picture.format != "MPO" and bool(getattr(picture, "is_animated", False))
+            return Header(str(picture.format), width, height, picture.mode, orientation, animated)
+    except UnreadablePhoto:
+        raise
+    except Exception as error:  # Pillow's plugins raise almost anything
+        raise UnreadablePhoto(f"changed while it was looked at: {error}") from error
+
+
+def name_fault(path: str, format: str) -> str:
+    """What is wrong with a file's name, given the format of what is in it; "" where nothing is.
+
+    Args:
+        path: of the file.
+        format: see `Header`.
+    """
+    suffix = PurePath(path).suffix.lower()
+    promised = Image.registered_extensions().get(suffix)
+    if promised is None:
+        return f"is a {format}, but {f'{suffix} is no' if suffix else 'has no'} picture's extension"
+    fits = promised == format or {promised, format} == {"JPEG", "MPO"}  # an MPO is a JPEG with more behind it
+    return "" if fits else f"is a {format}, but is called {suffix}"

@@ -1,0 +1,130 @@
+"""`explain`: pictures of where a model looks, in its run's folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.data.decoding import resize_photo
+from flowers_pl.data.folder import check_writable, counted, list_pictures
+from flowers_pl.data.split import VAL
+from flowers_pl.runs.folder import RUNS, placed_of, readable_photos, save, settings_of, show_pictures
+from flowers_pl.training.checkpoint_files import KEY, newest_best, read_checkpoint
+from flowers_pl.training.classifier import FlowerClassifier
+
+log = logging.getLogger(__name__)
+
+
+def explain(
+    ckpt_path: str | None = None,
+    images: str | None = None,
+    method: str = "gradcam",
+    layer: str | None = None,
+    target: str | None = None,
+    each: bool = False,
+    most: int = 40,
+    faithfulness: int = 0,
+) -> None:
+    """Show where the model looks: heat maps in the folder gradcam of the run.
+
+    Args:
+        ckpt_path: the checkpoint; null for the newest best.ckpt.
+        images: a photo or a folder; null for a sample of the validation side.
+        method: gradcam, gradcam++, hirescam, xgradcam, layercam, eigencam, eigengradcam, scorecam or
+            ablationcam.
+        layer: dotted name of a layer of the network; null for the last feature block.
+        target: the class to explain; null for each photo's likeliest.
+        each: write one PNG for each photo too.
+        most: at most so many photos.
+        faithfulness: measure on so many of the photos how much the maps can be trusted (slow); 0 for none.
+    """
+    from flowers_pl.explain.explanations import explain_photos, explanation_figure, grid_figure, overlay
+
+    for option, given, least in (("most", most, 1), ("faithfulness", faithfulness, 0)):
+        if given < least:
+            raise FlowersError(f"--{option} must be at least {least}, not {given}.")
+    ckpt = Path(ckpt_path) if ckpt_path else newest_best(RUNS)
+    model = FlowerClassifier.load(ckpt)
+    folder = ckpt.parent / "gradcam"
+    check_writable(folder)
+    names, photos, truths = _to_explain(ckpt, model, images, most)
+    explained = explain_photos(model, photos, truths, target, method, layer)
+    save(explanation_figure(explained[0], names[0]), folder / "example.png")
+    kind = "drawings" if images is None and settings_of(ckpt).get("drawn") else "photos"
+    title = f"{method}, {counted(len(explained), kind[:-1])}" + (
+        "" if target is None else f": what speaks for {target}"
+    )
+    save(grid_figure(explained, model.classes, title), folder / "gradcam_grid.png")
+    np.savez_compressed(folder / "maps.npz", paths=names, maps=np.stack([one.heat for one in explained]))
+    for name, one in zip(names, explained, strict=True):
+        if each:
+            file = folder / "each" / f"{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(overlay(one.photo, one.heat)).save(file)
+    for old in ("explain.json", "faithfulness.png"):  # of other photos, perhaps
+        (folder / old).unlink(missing_ok=True)
+    if faithfulness:
+        _measure(model, photos[:faithfulness], method, layer, folder, kind)
+    show_pictures(folder)
+    log.info("%s explained by %s of %s: %s.", counted(len(explained), kind[:-1]), method, ckpt, folder)
+
+
+def _to_explain(
+    ckpt: Path, model: FlowerClassifier, images: str | None, most: int
+) -> tuple[list[str], list[Tensor], list[str | None]]:
+    """Names, photos at their own size, and classes where they are known: those of the folders that photos lie
+    in."""
+    from flowers_pl.explain.explanations import even_sample
+
+    if images is None:
+        placed, root = placed_of(ckpt), Path(read_checkpoint(ckpt)[KEY]["data"]["root"])
+        validating = [one for one in placed if one.side == VAL]
+        labels = np.array([model.classes.index(one.label) for one in validating])
+        paths = [validating[row].path for row in even_sample(labels, most)]
+    else:
+        root, paths = list_pictures(images, "--images")
+        paths = paths[:most]
+    names, photos, truths = [], [], []
+    for path, photo in readable_photos(root, paths):
+        photos.append(photo)
+        names.append(path)
+        above = (root / path).parent.name
+        truths.append(above if above in model.classes else None)
+    if not photos:
+        raise FlowersError(
+            f"--images: nothing in {images or str(root)!r} can be read as a photo; give others."
+        )
+    return names, photos, truths
+
+
+def _measure(
+    model: FlowerClassifier,
+    photos: Sequence[Tensor],
+    method: str,
+    layer: str | None,
+    folder: Path,
+    kind: str,
+) -> None:
+    from flowers_pl.explain.faithfulness import faithfulness, faithfulness_figure
+
+    log.info("Measuring on %s how far the maps can be trusted …", counted(len(photos), kind[:-1]))
+    squares = torch.stack([resize_photo(photo, model.image_size) for photo in photos])
+    measured = faithfulness(model, squares, method=method, layer=layer)
+    (folder / "explain.json").write_text(json.dumps(measured, indent=2))
+    save(faithfulness_figure(measured, kind), folder / "faithfulness.png")
+    own, chance = (measured["maps"][name] for name in (method, "random"))
+    log.info(
+        "ROAD %+.3f (random maps %+.3f), insertion %.3f (%.3f), deletion %.3f (%.3f, lower is better);"
+        " explain.json has the rest.",
+        *(one[name] for name in ("road", "insertion_auc", "deletion_auc") for one in (own, chance)),
+    )
+    if own["road"] <= chance["road"]:
+        log.warning("By ROAD these maps are no better than random ones: they do not show what decides.")

@@ -1,0 +1,121 @@
+"""TensorFlow's public flower_photos archive: 3,670 Flickr photos under Creative Commons licences."""
+
+import hashlib
+import os
+import tarfile
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from urllib.error import URLError
+
+from tqdm import tqdm
+
+from flowers_pl.core.errors import FlowersError
+
+URL = "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz"
+SIZE = 228_813_984
+"""Bytes of the archive."""
+SHA256 = "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"
+
+CLASS_FOLDERS = {
+    "daisy": "daisy",
+    "dandelion": "dandelion",
+    "roses": "rose",
+    "sunflowers": "sunflower",
+    "tulips": "tulip",
+}
+"""The archive's class folders and what they are called here."""
+
+_BLOCK = 1 << 16
+_FAILURES = (OSError, ValueError, EOFError, HTTPException, tarfile.TarError, zlib.error)
+
+
+def download_flower_photos(
+    root: Path, url: str = URL, sha256: str = SHA256, size: int = SIZE, timeout: float = 30.0
+) -> None:
+    """Download the archive and unpack it as `root`/<class>/<photo>.jpg, all or nothing.
+
+    Everything is prepared in a hidden folder beside `root`, which is removed at the end whatever happens, and
+    moved into place in one step. The archive's licence file becomes `root`/.LICENSE.txt.
+
+    Args:
+        root: A folder that is empty or does not exist yet.
+        url: Where the archive lies, a gzipped tar file.
+        sha256: Its SHA-256, in hexadecimal digits.
+        size: Its size in bytes.
+        timeout: Seconds that the server may stay silent.
+
+    Raises:
+        FlowersError: If `root` is in use, or if anything fails from the first connection to the last file;
+            the message names the address, the reason and the ways to go on without a download.
+    """
+    target = Path(os.path.realpath(root))
+    try:
+        if target.exists() and any(target.iterdir()):
+            raise FlowersError(
+                f"{root} already holds files: give the download a new folder with --data.root DIR."
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+            archive, photos = Path(scratch, "archive.tgz"), Path(scratch, "photos")
+            _fetch(url, archive, sha256, size, timeout)
+            _unpack(archive, photos)
+            photos.rename(target)
+    except _FAILURES as error:
+        raise FlowersError(_ways_out(root, url, error)) from error
+
+
+def _fetch(url: str, archive: Path, sha256: str, size: int, timeout: float) -> None:
+    """Download one file and check it; ValueError if it is not the file that was meant."""
+    digest, received = hashlib.sha256(), 0
+    with (
+        urllib.request.urlopen(url, timeout=timeout) as answer,
+        archive.open("wb") as file,
+        tqdm(total=size, unit="B", unit_scale=True, desc="flower photos", disable=None) as bar,
+    ):
+        while received <= size and (block := answer.read(_BLOCK)):
+            file.write(block)
+            digest.update(block)
+            received += len(block)
+            bar.update(len(block))
+    if received != size:
+        raise ValueError(
+            f"it sent {'more than ' if received > size else ''}{min(received, size)} bytes, not {size}"
+        )
+    if digest.hexdigest() != sha256:
+        raise ValueError(f"its SHA-256 is {digest.hexdigest()}, not {sha256}")
+
+
+def _unpack(archive: Path, photos: Path) -> None:
+    """Unpack photos and licence; ValueError if a class is missing, TarError for a malicious archive."""
+    photos.mkdir()
+    with tarfile.open(archive, "r:gz") as tar:
+        for member, name in _wanted(tar, photos):
+            tar.extract(member.replace(name=name), photos, filter="data")
+    missing = [name for name in CLASS_FOLDERS.values() if not (photos / name).is_dir()]
+    if missing:
+        raise ValueError(f"the archive holds no photo of the class {', '.join(missing)}")
+
+
+def _wanted(tar: tarfile.TarFile, photos: Path) -> Iterator[tuple[tarfile.TarInfo, str]]:
+    """The photos and the licence, each with its new name; every member passes tarfile's filter first."""
+    for member in tar:
+        tarfile.data_filter(member, str(photos))
+        match PurePosixPath(member.name).parts:
+            case (_, folder, name) if member.isreg() and folder in CLASS_FOLDERS and not name.startswith("."):
+                yield member, f"{CLASS_FOLDERS[folder]}/{name}"
+            case (_, "LICENSE.txt") if member.isreg():
+                yield member, ".LICENSE.txt"
+
+
+def _ways_out(root: Path, url: str, error: Exception) -> str:
+    """Say what was tried, why it failed, and the ways to go on."""
+    reason = error.reason if type(error) is URLError else error
+    return (
+        f"Could not download the flower photos from {url} ({str(reason) or type(error).__name__}): "
+        f"put photos of your own in {root}/<class>/*.jpg, or name their folder with --data.root DIR, "
+        "or try drawn flowers with: python -m flowers_pl fit --config configs/demo.yaml"
+    )

@@ -1,0 +1,86 @@
+"""A list of photos to leave out: what `audit --write` writes, the user looks through, and `--data.exclude`
+takes."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from flowers_pl.core.errors import FlowersError, why
+from flowers_pl.data.cache import DecodedPhotos
+from flowers_pl.data.folder import LeftOut, read_csv, write_csv
+
+
+def write_exclusions(file: str | os.PathLike[str], listed: Iterable[LeftOut]) -> None:
+    """Write the list that `read_exclusions` takes back, making its folder."""
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    write_csv(file, LeftOut._fields, listed)
+
+
+def read_exclusions(file: str | os.PathLike[str]) -> dict[str, str]:
+    """The paths on a list, each with the reason, which may be empty.
+
+    Args:
+        file: CSV with the column path and, if it likes, reason; `left_out.csv` of a run is one, too.
+
+    Raises:
+        FlowersError: it is not there, or not such a list.
+    """
+    try:
+        rows = read_csv(file, ["path"])
+    except LookupError as error:
+        raise FlowersError(
+            f"--data.exclude: {str(file)!r} has no column 'path'; give a list that 'audit --write' wrote, or"
+            " a CSV file with the columns path and reason."
+        ) from error
+    except (OSError, csv.Error, UnicodeError) as error:
+        raise FlowersError(
+            f"--data.exclude: {str(file)!r} cannot be read ({why(error)}); give a list that 'audit --write'"
+            " wrote."
+        ) from error
+    return {row["path"].removeprefix("./"): row.get("reason", "") for row in rows if row["path"]}
+
+
+def leave_out(
+    decoded: DecodedPhotos, file: str | os.PathLike[str] | None
+) -> tuple[DecodedPhotos, list[LeftOut]]:
+    """Part the photos into those that take part and those that stand on a list.
+
+    Args:
+        decoded: all of the folder.
+        file: the list; None for none.
+
+    Returns:
+        The others, and those on the list, with the reason, which may be unreadable too.
+
+    Raises:
+        FlowersError: the list cannot be read, or names no photo of the folder: it was written for another.
+    """
+    if file is None:
+        return decoded, []
+    listed = read_exclusions(file)
+    known = [photo.path for photo in decoded.photos] + [one.path for one in decoded.left_out]
+    if listed and not listed.keys() & set(known):
+        raise FlowersError(
+            f"--data.exclude: none of the {len(listed)} photos that {str(file)!r} names is below --data.root;"
+            " give the list that was written for this folder, with paths relative to it."
+        )
+    out = [
+        LeftOut(path, f"is on the list {Path(file).name}: {listed[path]}".removesuffix(": "))
+        for path in known
+        if path in listed
+    ]
+    rows = [row for row, photo in enumerate(decoded.photos) if photo.path not in listed]
+    kept = replace(
+        decoded,
+        photos=[decoded.photos[row] for row in rows],
+        left_out=[one for one in decoded.left_out if one.path not in listed],
+        digests=[decoded.digests[row] for row in rows],
+        rows=decoded.rows[rows],
+        phashes=decoded.phashes[rows],
+        thumbs=decoded.thumbs[rows],
+    )
+    return kept, out

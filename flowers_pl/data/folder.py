@@ -1,0 +1,274 @@
+"""A folder of class folders -> the list of its photos."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from flowers_pl.core.errors import FlowersError
+
+log = logging.getLogger(__name__)
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 (spreadsheets take the wide ones too)
+NAMED = 20  # unreadable files that are named on the screen
+LAYOUT = "give a folder that holds one folder of photos for each class"
+
+
+class Photo(NamedTuple):
+    """A photo's identity and its class.
+
+    Args:
+        path: relative to the root, with slashes on every system.
+        label: name of the class folder.
+    """
+
+    path: str
+    label: str
+
+
+class LeftOut(NamedTuple):
+    """A photo that takes no part, and why."""
+
+    path: str
+    reason: str
+
+
+def files_below(root: Path) -> Iterator[str]:
+    """Paths of all files below `root`, relative, with slashes; hidden files and folders are passed over.
+
+    Folders that cannot be looked into, and links to folders, which are not followed because they may lead
+    round in a circle, are among them: `decode.read_photo` says what is wrong, and nothing is lost unnamed.
+    """
+    closed: list[str] = []
+    for folder, folders, files in os.walk(root, onerror=lambda error: closed.append(str(error.filename))):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in [*files, *links]:
+            if not name.startswith("."):
+                yield (Path(folder) / name).relative_to(root).as_posix()
+    yield from (Path(folder).relative_to(root).as_posix() for folder in closed)
+
+
+def class_folders(root: str | os.PathLike[str], option: str = "--data.root") -> list[str]:
+    """Names of the folders directly below `root`, hidden ones passed over, sorted.
+
+    Raises:
+        FlowersError: `root` is no folder or cannot be looked into, or has no class folder.
+    """
+    if not os.path.isdir(root):
+        said = f"{str(root)!r} is no folder" if Path(root).exists() else f"there is no folder {str(root)!r}"
+        raise FlowersError(f"{option}: {said}; {LAYOUT}.")
+    try:
+        classes = sorted(
+            entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
+        )
+    except PermissionError as error:
+        raise FlowersError(
+            f"{option}: there is no permission to look into {str(root)!r}; see to it, or give another folder."
+        ) from error
+    if not classes:
+        raise FlowersError(f"{option}: {str(root)!r} has no class folders; {LAYOUT}.")
+    return classes
+
+
+def list_photos(root: str | os.PathLike[str], option: str = "--data.root") -> list[Photo]:
+    """All files in the class folders of `root`, sorted by path, whether they can be read or not.
+
+    A class is a folder directly below `root`. Files directly in `root`, and hidden ones anywhere, are passed
+    over.
+
+    Args:
+        root: the folder of class folders.
+        option: what the folder was given with, for the messages.
+
+    Raises:
+        FlowersError: `root` is no folder or cannot be looked into, has no class folder, or one of them is
+            empty, leads back above itself, or has a name that cannot be printed.
+    """
+    root = Path(root)
+    classes = class_folders(root, option)
+    _check_names(root, classes, option)
+    photos = [Photo(f"{label}/{path}", label) for label in classes for path in files_below(root / label)]
+    if empty := sorted(set(classes) - {photo.label for photo in photos}):
+        raise FlowersError(
+            f"{option}: class folder {str(root / empty[0])!r} is empty; put photos there or remove it."
+        )
+    return sorted(photos)
+
+
+def _check_names(root: Path, classes: Iterable[str], option: str) -> None:
+    """Raise where a class folder has a name that cannot be printed, or leads back above itself."""
+    real = Path(os.path.realpath(root))
+    for name in classes:
+        if not name.isprintable():
+            raise FlowersError(f"{option}: the name of class folder {name!r} cannot be printed; rename it.")
+        if Path(os.path.realpath(root / name)) in (real, *real.parents):
+            raise FlowersError(
+                f"{option}: class folder {str(root / name)!r} is a link that leads back above itself; remove"
+                " it."
+            )
+
+
+def check_classes(
+    photos: Iterable[Photo], listed: Iterable[Photo], root: str | os.PathLike[str]
+) -> list[str]:
+    """The class names, sorted, once it is known which photos take part.
+
+    Args:
+        photos: those that take part.
+        listed: all that `list_photos` found.
+        root: the folder, for the messages.
+
+    Raises:
+        FlowersError: there is one class only, or a class has fewer than the two photos that a split needs.
+    """
+    counts = Counter(photo.label for photo in photos)
+    classes = sorted({photo.label for photo in listed})
+    if len(classes) < 2:
+        raise FlowersError(
+            f"--data.root: {str(root)!r} has one class only, {classes[0]!r}; at least two are needed."
+        )
+    for label in classes:
+        if counts[label] < 2:
+            raise FlowersError(
+                f"--data.root: class {label!r} in {str(root)!r} has {counts[label]} usable photos; put at"
+                " least two"
+                " different ones there (one to train on, one to validate with) or remove the folder."
+            )
+    return classes
+
+
+def tell_left_out(left_out: Sequence[LeftOut], root: str | os.PathLike[str], allowed: bool) -> None:
+    """Name the files that cannot be read.
+
+    Args:
+        left_out: those files.
+        root: the folder, for the messages.
+        allowed: whether a run goes on without them.
+
+    Raises:
+        FlowersError: there are some, and it does not.
+    """
+    if left_out and not allowed:
+        path, reason = left_out[0]
+        raise FlowersError(
+            f"--data.unreadable error: {len(left_out)} files below {str(root)!r} cannot be read, the first is"
+            f" {path!r} ({reason}); mend or remove them, or name them in a list for --data.exclude, or give"
+            " --data.unreadable skip."
+        )
+    for path, reason in left_out[:NAMED]:
+        log.warning("Left out: %s (%s).", shown(path), reason)
+    if len(left_out) > NAMED:
+        log.warning("… and %d more, which the run's left_out.csv names.", len(left_out) - NAMED)
+
+
+def list_pictures(
+    where: str | os.PathLike[str], option: str = "--data.predict_root"
+) -> tuple[Path, list[str]]:
+    """The photos to predict: one file, or all files of a folder, nested or flat.
+
+    Args:
+        where: the file or the folder.
+        option: what it was given with, for the messages.
+
+    Returns:
+        The folder, and the files' paths relative to it, sorted.
+
+    Raises:
+        FlowersError: there is nothing at `where`, or nothing in it.
+    """
+    where = Path(where)
+    if where.is_file():
+        return where.parent, [where.name]
+    if not where.is_dir():
+        raise FlowersError(f"{option}: there is no photo or folder {str(where)!r}; give the path of one.")
+    paths = sorted(files_below(where))
+    if not paths:
+        raise FlowersError(f"{option}: folder {str(where)!r} is empty; give a photo or a folder of photos.")
+    return where, paths
+
+
+def shown(name: str) -> str:
+    """A file's name as it may be shown: control characters, marks that turn the writing direction and bytes
+    that are no Unicode become escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name
+    )
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 photo", "2 photos"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def check_writable(folder: str | os.PathLike[str], option: str = "") -> None:
+    """Refuse at once a folder, made already or not, that nothing can be written into in the end.
+
+    Args:
+        folder: where files will go.
+        option: what it was given with, if with any, for the message.
+
+    Raises:
+        FlowersError: there is no permission, or a file is in the way.
+    """
+    wanted = Path(folder).absolute()
+    nearest = next(one for one in (wanted, *wanted.parents) if os.path.exists(one))
+    said = f"{option}: " if option else ""
+    if not nearest.is_dir():
+        raise FlowersError(
+            f"{said}{str(folder)!r} cannot be written to, for {str(nearest)!r} is a file; remove it, or"
+            " name or go to another folder."
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise FlowersError(
+            f"{said}{str(folder)!r} cannot be written to, for want of permission for {str(nearest)!r}; see to"
+            " it, or name or go to another folder."
+        )
+
+
+def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write a table that `read_csv` takes back and that is safe in a spreadsheet.
+
+    Names that are no Unicode keep their bytes (`surrogateescape`). A text that a spreadsheet would take for a
+    formula gets an apostrophe before it (OWASP, "CSV Injection").
+    """
+    with open(file, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        table = [[f"'{cell}" if _is_formula(cell) else cell for cell in row] for row in (header, *rows)]
+        returns = any("\r" in str(cell) for row in table for cell in row)  # quoted from Python 3.13 on only
+        writer = csv.writer(
+            stream, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+        )
+        writer.writerows(table)
+
+
+def read_csv(file: str | os.PathLike[str], columns: Iterable[str] = ()) -> list[dict[str, str]]:
+    """The rows of a table that `write_csv` wrote, names as they were; a missing cell is empty.
+
+    Args:
+        file: the table.
+        columns: that it must have.
+
+    Raises:
+        LookupError: it lacks a column, which the error names.
+        OSError, csv.Error, UnicodeError: it cannot be read, or is no table.
+    """
+    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        reader = csv.DictReader(stream, restval="")
+        if missing := sorted(set(columns) - set(reader.fieldnames or ())):
+            raise LookupError(missing[0])
+        return [
+            {_unquoted(name): _unquoted(cell) for name, cell in row.items() if name is not None}
+            for row in reader
+        ]
+
+
+def _is_formula(cell: object) -> bool:
+    return isinstance(cell, str) and cell.lstrip("'").startswith(FORMULA)
+
+
+def _unquoted(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _is_formula(cell) else cell

@@ -1,0 +1,199 @@
+"""Which photos are trained on and which validate: 80/20, by class, duplicates on one side."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections import defaultdict
+from collections.abc import Container, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from flowers_pl.core.errors import FlowersError, why
+from flowers_pl.data.folder import LeftOut, Photo, read_csv, write_csv
+
+TRAIN, VAL = "train", "val"
+HEADER = ("path", "label", "side", "group")
+
+
+class Placed(NamedTuple):
+    """A photo's place in the split.
+
+    Args:
+        path: see `photos.Photo`.
+        label: its class.
+        side: "train" or "val".
+        group: path of the first of the photos that are duplicates of each other; its own where it has none.
+    """
+
+    path: str
+    label: str
+    side: str
+    group: str
+
+
+def grouped_split(
+    photos: Sequence[Photo], groups: np.ndarray, val_fraction: float, seed: int
+) -> tuple[list[Placed], list[LeftOut]]:
+    """Split by class, keeping each group of duplicates on one side; leave out groups that stand under several
+    classes.
+
+    Groups are taken for validation in the order of a hash of (seed, path of the group's first photo), until
+    the class has its share. So the split depends on nothing but the photos' paths, what duplicates what,
+    `val_fraction` and `seed`, and adding photos moves few of the others.
+
+    Args:
+        photos: N of them.
+        groups: int64 (N,), from `duplicates.duplicate_groups`.
+        val_fraction: share of each class's photos that validate; one photo at least is on each side.
+        seed: of the order.
+
+    Returns:
+        The photos placed, and those left out with the reason.
+    """
+    members: dict[int, list[Photo]] = defaultdict(list)
+    for photo, group in zip(photos, groups.tolist(), strict=True):
+        members[group].append(photo)
+    placed: list[Placed] = []
+    by_class: dict[str, list[list[Photo]]] = defaultdict(list)
+    left_out = []
+    for group in members.values():
+        if len({photo.label for photo in group}) > 1:
+            left_out += [LeftOut(photo.path, _conflict(photo, group)) for photo in group]
+        else:
+            by_class[group[0].label].append(group)
+    for of_class in by_class.values():
+        validating = _take(of_class, val_fraction, seed)
+        for group in of_class:
+            side = VAL if group[0].path in validating else TRAIN
+            placed += [Placed(photo.path, photo.label, side, group[0].path) for photo in group]
+    return sorted(placed), sorted(left_out)
+
+
+def _conflict(photo: Photo, group: list[Photo]) -> str:
+    others = ", ".join(other.path for other in group if other.label != photo.label)
+    return f"stands under another class too: {others}"
+
+
+def _take(groups: list[list[Photo]], val_fraction: float, seed: int) -> set[str]:
+    """The first photos of the groups of one class that validate; one group at least is left to train on."""
+    wanted = max(1, round(val_fraction * sum(map(len, groups))))
+    taken: set[str] = set()
+    for group in sorted(groups, key=lambda group: _order(seed, group[0].path))[: len(groups) - 1]:
+        if len(group) <= wanted or not taken:
+            taken.add(group[0].path)
+            wanted -= len(group)
+    return taken
+
+
+def _order(seed: int, path: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{path}".encode(errors="surrogateescape")).digest()
+
+
+def notebook_split(photos: Sequence[Photo], groups: np.ndarray, val_fraction: float) -> list[Placed]:
+    """The original notebook's split, moving and dropping nothing.
+
+    Keras's `flow_from_directory(validation_split=0.2)`: of each class's n file names, sorted, the first
+    int(0.2 n) validate.
+
+    Args:
+        photos: N of them, sorted by path.
+        groups: int64 (N,), only written down here.
+        val_fraction: Keras's `validation_split`.
+    """
+    by_class: dict[str, list[Placed]] = defaultdict(list)
+    for photo, group in zip(photos, groups.tolist(), strict=True):
+        by_class[photo.label].append(Placed(photo.path, photo.label, TRAIN, photos[group].path))
+    return sorted(
+        one._replace(side=VAL) if place < int(val_fraction * len(of_class)) else one
+        for of_class in by_class.values()
+        for place, one in enumerate(of_class)
+    )
+
+
+def check_sides(placed: Sequence[Placed], classes: Sequence[str], every_class: bool) -> None:
+    """Raise where a side lacks what it needs.
+
+    Args:
+        placed: the split.
+        classes: that must be trained on.
+        every_class: whether each must be validated too; else one photo of any class will do.
+
+    Raises:
+        FlowersError: a class has no photo to train on, or none to validate with.
+    """
+    present = {(one.label, one.side) for one in placed}
+    for label in classes:
+        for side in (TRAIN, VAL) if every_class else (TRAIN,):
+            if (label, side) not in present:
+                raise FlowersError(
+                    f"--data.split: class {label!r} has no photo on the side {side!r}; put at least two"
+                    " different photos"
+                    " in its folder (copies of one photo count as one), or remove the folder."
+                )
+    if VAL not in {one.side for one in placed}:
+        raise FlowersError(
+            "--data.split: no photo is left to validate with; give more photos or a larger"
+            " --data.val_fraction."
+        )
+
+
+def straddling(placed: Sequence[Placed]) -> dict[str, list[str]]:
+    """Groups of duplicates with photos on both sides: group -> paths."""
+    groups: dict[str, list[Placed]] = defaultdict(list)
+    for one in placed:
+        groups[one.group].append(one)
+    return {
+        group: [one.path for one in members]
+        for group, members in groups.items()
+        if len({one.side for one in members}) > 1
+    }
+
+
+def write_split(file: Path, placed: Sequence[Placed]) -> None:
+    """Write the list that `read_split` takes back."""
+    write_csv(file, HEADER, placed)
+
+
+def read_split(file: Path, photos: Sequence[Photo], excluded: Container[str] = ()) -> list[Placed]:
+    """Take back a list that a run wrote: its photos and no others.
+
+    Args:
+        file: CSV with the columns path, label, side ("train" or "val") and group.
+        photos: those that can be read.
+        excluded: paths to pass over.
+
+    Raises:
+        FlowersError: the file is not there or not such a list, or names a photo that is not among `photos`.
+    """
+    try:
+        rows = read_csv(file, HEADER)
+        listed = [Placed(*(row[name] for name in HEADER)) for row in rows]
+        placed = sorted(one for one in listed if one.path not in excluded)
+    except LookupError as missing:
+        raise FlowersError(
+            f"--data.split: {str(file)!r} has no column {missing.args[0]!r}; use a run's split.csv."
+        ) from missing
+    except (OSError, csv.Error, UnicodeError) as error:
+        raise FlowersError(
+            f"--data.split: {str(file)!r} cannot be read ({why(error)}); give 'grouped', 'notebook', or a"
+            " run's split.csv."
+        ) from error
+    known = set(photos)
+    for one in placed:
+        if one.side not in (TRAIN, VAL):
+            raise FlowersError(
+                f"--data.split: {str(file)!r} has side {one.side!r} for {one.path!r}; it must be train or"
+                " val."
+            )
+        if Photo(one.path, one.label) not in known:
+            raise FlowersError(
+                f"--data.split: {str(file)!r} names {one.path!r}, which is not among the readable photos"
+                " of class"
+                f" {one.label!r} below --data.root; give the root that the list was written for."
+            )
+    if {one.side for one in placed} != {TRAIN, VAL}:
+        raise FlowersError(f"--data.split: {str(file)!r} must have photos on both sides, train and val.")
+    return placed

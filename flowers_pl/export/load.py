@@ -1,0 +1,124 @@
+"""Exported files, opened without trusting them, and run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export.pt2_archive._package import load_pt2
+
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.export.pt2_check import check_archive
+from flowers_pl.export.write import INPUT, OUTPUT, need, quiet
+
+
+class Exported:
+    """A model in one file, ready to run; needs no checkpoint.
+
+    Args:
+        classes: names, in the order of the outputs.
+        image_size: pixels a side that photos are squashed to, inside.
+        run: from uint8 (N, 3, H, W) to float32 (N, classes).
+    """
+
+    def __init__(self, classes: list[str], image_size: int, run: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.classes, self.image_size, self._run = classes, image_size, run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Exported:
+        """Open a `.onnx` (run by onnxruntime) or `.pt2` (by torch) that `export` wrote, on the CPU.
+
+        Nothing in it is executed but the network's operators.
+
+        Raises:
+            FlowersError: there is no such file, it is torn or not of this project, or onnxruntime is missing.
+        """
+        path = Path(path)
+        openers = {".onnx": _open_onnx, ".pt2": _open_torch}
+        if path.suffix not in openers:
+            raise FlowersError(
+                f"--exported: {str(path)!r} is neither .onnx nor .pt2; give a file that 'export' wrote."
+            )
+        if not path.is_file():
+            raise FlowersError(
+                f"--exported: there is no file {str(path)!r}; write one with 'python -m flowers_pl export'."
+            )
+        facts, run = openers[path.suffix](path)
+        try:
+            classes = [str(name) for name in json.loads(facts["classes"])]
+            exported = cls(classes, int(facts["image_size"]), run)
+            shape = exported(np.zeros((1, 3, 8, 8), np.uint8)).shape
+        except Exception as error:  # what runs a foreign network may raise anything
+            raise _foreign(path) from error
+        if shape != (1, len(classes)):
+            raise _foreign(path)
+        return exported
+
+    def __call__(self, photos: np.ndarray | Tensor) -> np.ndarray:
+        """Probabilities, float32 (N, classes), of photos, uint8 (N, 3, H, W), RGB, of any height and width.
+
+        Raises:
+            TypeError: `photos` are of another type or shape.
+        """
+        pixels = photos.cpu().numpy() if isinstance(photos, Tensor) else photos
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise TypeError(f"an exported model takes uint8 (N, 3, H, W), not {pixels.dtype} {pixels.shape}")
+        return self._run(pixels) if len(pixels) else np.empty((0, len(self.classes)), np.float32)
+
+    def each(self, photos: Iterable[np.ndarray | Tensor]) -> np.ndarray:
+        """Probabilities, float32 (photos, classes), of photos, uint8 (3, H, W), each of any size."""
+        return np.concatenate([self(photo[None]) for photo in photos])
+
+
+def _foreign(path: Path) -> FlowersError:
+    return FlowersError(
+        f"--exported: {str(path)!r} is torn, or not a model that flowers_pl exported; export it again."
+    )
+
+
+Opened = tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]
+
+
+def _open_onnx(path: Path) -> Opened:
+    need("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a dozen errors for bad files, without a common base
+        raise _foreign(path) from error
+    ends = [one.name for one in (*session.get_inputs(), *session.get_outputs())]
+    if ends != [INPUT, OUTPUT]:
+        raise _foreign(path)
+
+    def run(photos: np.ndarray) -> np.ndarray:
+        return np.asarray(session.run(None, {INPUT: photos})[0])
+
+    return dict(session.get_modelmeta().custom_metadata_map), run
+
+
+def _open_torch(path: Path) -> Opened:
+    try:
+        facts = check_archive(path)
+        with quiet():
+            module = load_pt2(path).exported_programs["model"].module()
+    except FlowersError:
+        raise
+    except Exception as error:  # torch raises almost anything on damaged archives
+        raise _foreign(path) from error
+
+    @torch.inference_mode()
+    def run(photos: np.ndarray) -> np.ndarray:
+        probabilities: Tensor = module(torch.from_numpy(photos))
+        return probabilities.numpy()
+
+    return facts, run

@@ -1,0 +1,185 @@
+"""When a run saves: `best.ckpt` and `last.ckpt`, at moments from which it can be resumed exactly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.signals import StopSignals
+from flowers_pl.data.batches import Batch
+from flowers_pl.training.checkpoint_files import (
+    BEST,
+    KEY,
+    LAST,
+    copy_checkpoint,
+    read_checkpoint,
+    remove_leftovers,
+)
+from flowers_pl.training.metrics import Scores
+
+MIDDLE = f"{KEY}_inside_epoch"  # what a checkpoint from inside an epoch holds beside the others
+
+
+class RunCheckpoints(Checkpoint):
+    """Keeps the best and the last state of a run: `best.ckpt` and `last.ckpt`.
+
+    Best is the lowest validation loss of the whole run, over both stages. Both are written at the end of
+    validation. That, and the end of a batch that is not its epoch's last, are moments from which Lightning
+    resumes exactly; between an epoch's last batch and the end of its validation there is none.
+
+    Args:
+        folder: of the run; None for the trainer's log_dir.
+        every_n_steps: write `last.ckpt` inside an epoch too, after each so many steps of the whole run.
+        signals: asked at each such moment whether to save and stop.
+    """
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        every_n_steps: int | None = None,
+        signals: StopSignals | None = None,
+    ) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise FlowersError(f"--save_every_n_steps must be at least 1, not {every_n_steps}.")
+        self.folder, self.every_n_steps, self.signals = folder, every_n_steps, signals
+        self.best_loss = float("inf")
+        self.best_epoch = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_loss": self.best_loss, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_loss, self.best_epoch = state_dict["best_loss"], state_dict["best_epoch"]
+
+    def path(self, trainer: L.Trainer, name: str) -> Path:
+        """Where a checkpoint of this run lies; all ranks must ask, for Lightning broadcasts its log_dir."""
+        return Path(self.folder or trainer.log_dir or trainer.default_root_dir) / name
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = self.path(trainer, LAST).parent
+        if trainer.is_global_zero and stage == "fit":
+            remove_leftovers(folder)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.signals is not None:
+            self.signals.wait()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        done = batch_idx + 1
+        whole = done % trainer.accumulate_grad_batches == 0
+        if done >= trainer.num_training_batches or not whole or _only_tried(trainer):
+            return
+        noted = self._noted(trainer)
+        if noted or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+            trainer.save_checkpoint(self.path(trainer, LAST))
+        self._obey(noted, trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or _only_tried(trainer):
+            return
+        loss = float(trainer.callback_metrics["val_loss"])
+        if better := loss < self.best_loss:
+            self.best_loss, self.best_epoch = loss, trainer.current_epoch
+        best, last = self.path(trainer, BEST), self.path(trainer, LAST)
+        trainer.save_checkpoint(best if better else last)
+        if better and trainer.is_global_zero:
+            copy_checkpoint(best, last)
+        self._obey(self._noted(trainer), trainer)
+
+    def _noted(self, trainer: L.Trainer) -> set[int]:
+        return set() if self.signals is None else self.signals.noted(trainer)
+
+    def _obey(self, noted: set[int], trainer: L.Trainer) -> None:
+        folder = self.path(trainer, LAST).parent
+        if self.signals is not None and noted:
+            self.signals.obey(noted, trainer)
+            if trainer.is_global_zero:
+                remove_leftovers(folder)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give the module the best weights, read on one rank and handed to the others: Lightning leaves it
+        the last ones."""
+        if self.signals is not None:
+            self.signals.wait_no_more(trainer)
+        if self.best_epoch < 0 or _only_tried(trainer):
+            return
+        file = self.path(trainer, BEST)
+        best = read_checkpoint(file)["state_dict"] if trainer.is_global_zero else None
+        pl_module.load_state_dict(trainer.strategy.broadcast(best or {}))
+
+    # ---------------------------------------------------------------- an epoch that is not over
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the figures of the epoch so far: Lightning does not. After validation there are none."""
+        if figures := figures_so_far(trainer, pl_module):
+            checkpoint[MIDDLE] = {"batches": _batches(trainer), "figures": figures}
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on with the figures of the epoch so far.
+
+        Raises:
+            FlowersError: the epoch's batches are others now, so it has no such middle.
+        """
+        middle = checkpoint.get(MIDDLE)
+        if middle is None:
+            return
+        if middle["batches"] != _batches(trainer):
+            raise FlowersError(
+                "--ckpt_path: this checkpoint was saved inside an epoch, whose photos, --data.batch_size,"
+                " --data.balance and --seed_everything must stay as they were; put them back, or resume from"
+                " best.ckpt."
+            )
+        for name, metric in _metrics(pl_module).items():
+            for state, value in middle["figures"].get(name, {}).items():
+                if trainer.is_global_zero:
+                    setattr(metric, state, value.to(metric.device))
+                metric._update_count = 1  # on all ranks, for all compute it together
+
+
+def figures_so_far(trainer: L.Trainer, module: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """The states of all metrics that are under way, summed over the ranks, which must all ask."""
+    return {
+        name: {
+            state: trainer.strategy.reduce(torch.as_tensor(value).clone(), reduce_op="sum").cpu()
+            for state, value in metric.metric_state.items()
+        }
+        for name, metric in _metrics(module).items()
+        if metric.update_called
+    }
+
+
+def _metrics(module: nn.Module) -> dict[str, Metric]:
+    """A module's metrics by name, each with a state of its own."""
+    for one in module.modules():
+        if isinstance(one, Scores):
+            one.count()
+    return {name: one for name, one in module.named_modules() if isinstance(one, Metric)}
+
+
+def _batches(trainer: L.Trainer) -> dict[str, int | str]:
+    """What decides which photos stand in which batch of an epoch."""
+    data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it; its annotations do not know
+    return {
+        "photos": len(data.train_photos),
+        "batch_size": data.batch_size,
+        "seed": data.seed,
+        "balance": data.balance,
+    }
+
+
+def _only_tried(trainer: L.Trainer) -> bool:
+    """Whether this is a `fast_dev_run`, which must not write over a run's checkpoints."""
+    return bool(getattr(trainer, "fast_dev_run", False))  # set by Lightning, not annotated

@@ -1,0 +1,174 @@
+"""Checkpoints: written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from flowers_pl.core.errors import FlowersError
+
+KEY = "flowers_pl"  # of our own part of a checkpoint
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint of this project; nothing in it is executed (`weights_only=True`).
+
+    Raises:
+        FlowersError: there is no such file, it is torn, would run code, or is not a checkpoint of this
+            project.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise FlowersError(f"--ckpt_path: {str(path)!r} is a folder; give its best.ckpt or last.ckpt.")
+    if not path.is_file():
+        raise FlowersError(
+            f"--ckpt_path: there is no checkpoint {str(path)!r}; give the path of a best.ckpt or last.ckpt."
+        )
+    if path.suffix in (".onnx", ".pt2"):
+        raise FlowersError(
+            f"--ckpt_path: {str(path)!r} is an exported model, no checkpoint; 'predict' takes it with"
+            " --exported."
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise FlowersError(
+            f"--ckpt_path: {str(path)!r} is refused: it holds more than tensors and plain values, and"
+            " loading that"
+            " could run code; give a checkpoint that flowers_pl wrote."
+        ) from error
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        ImportError,
+    ) as error:
+        raise FlowersError(
+            f"--ckpt_path: {str(path)!r} is no checkpoint, or is torn; give a checkpoint that flowers_pl"
+            " wrote."
+        ) from error
+    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
+        raise FlowersError(
+            f"--ckpt_path: {str(path)!r} is not a checkpoint of flowers_pl; give a best.ckpt or last.ckpt"
+            " from its runs."
+        )
+    return checkpoint
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, brings it to the disk, and renames it.
+
+    Lightning's own way (2.6) goes through a temporary file elsewhere and a move, which is a plain copy across
+    file systems.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Save so that at every moment the old or the new file is there whole.
+
+        Raises:
+            FlowersError: it cannot be written; the old file is as it was.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(unfinished, 0o666 & ~_umask())
+            os.replace(unfinished, path)
+            _sync_folder(path.parent)
+        except (OSError, RuntimeError) as error:
+            raise _unwritten(path, error) from error
+        finally:
+            Path(unfinished).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def copy_checkpoint(path: Path, to: Path) -> None:
+    """Let `to` be the checkpoint that `path` is now, at every moment the old or the new one.
+
+    Raises:
+        FlowersError: it cannot be written; the old file is as it was.
+    """
+    unfinished = to.with_name(f".{to.name}-{os.getpid()}")
+    try:
+        unfinished.unlink(missing_ok=True)
+        try:
+            os.link(path, unfinished)  # no file of ours is ever changed in place
+        except OSError:  # a file system without links
+            shutil.copyfile(path, unfinished)
+        os.replace(unfinished, to)
+        _sync_folder(to.parent)
+    except OSError as error:
+        raise _unwritten(to, error) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _unwritten(path: Path, error: Exception) -> FlowersError:
+    return FlowersError(
+        f"The checkpoint {str(path)!r} cannot be written ({error}); make room and resume from the last one."
+    )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what is no checkpoint of the run in `folder`, but could be taken for one.
+
+    That is what a process left that was killed while it wrote, and the copy of `last.ckpt` that Lightning
+    (2.6) writes when SLURM preempts it: it would load that instead of the model that it is given to judge.
+    """
+    for pattern in (f".{BEST}-*", f".{LAST}-*", "hpc_ckpt_*.ckpt"):
+        for file in folder.glob(pattern):
+            file.unlink(missing_ok=True)
+
+
+def add_to_checkpoint(path: Path, part: dict[str, Any]) -> None:
+    """Write a checkpoint again, whole or not at all, with more in our own part of it."""
+    checkpoint = read_checkpoint(path)
+    checkpoint[KEY] |= part
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+
+
+def newest_best(folder: str | os.PathLike[str] = "checkpoints") -> Path:
+    """The `best.ckpt` that was written last among the runs in `folder`.
+
+    Raises:
+        FlowersError: there is none.
+    """
+    found = sorted(Path(folder).glob(f"*/{BEST}"), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        raise FlowersError(
+            f"There is no {BEST} below {str(folder)!r}; train one with 'python -m flowers_pl fit', or"
+            " give --ckpt_path."
+        )
+    return found[-1]

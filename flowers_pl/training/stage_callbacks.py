@@ -1,0 +1,215 @@
+"""The two stages: a callback that unfreezes the top layers, and early stopping that knows of stages.
+
+The stage stands in the module (`FlowerClassifier.stage`) and so in every checkpoint; what is frozen, and
+which optimizer there is, follow from it and not from an event that a callback saw. So a resumed run goes on
+where it was, which Lightning's own `BaseFinetuning` does not (Lightning-AI/pytorch-lightning#21901). Whether
+a stage is over follows from what it has done and from the settings as they are now: given more epochs or
+patience, a finished run goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.data.folder import counted
+from flowers_pl.network.mobilenet import TopLayers
+from flowers_pl.training.checkpoint_callback import MIDDLE
+from flowers_pl.training.classifier import FlowerClassifier, Stage
+
+log = logging.getLogger(__name__)
+
+
+class UnfreezeTopLayers(L.Callback):
+    """Trains the head alone; then, from the best head on, the top layers of the backbone with it.
+
+    Stage 2 has an optimizer of its own and, under DDP, a wrapper of its own: DDP reduces only what required a
+    gradient when it was built (Lightning-AI/pytorch-lightning#20340). The Trainer's number of epochs follows
+    from the stages'; a smaller `max_epochs` still ends the run.
+
+    Args:
+        layers: how many layers from the top are unfrozen, as Keras counts them (padding and additions are
+            layers too), or 'all'.
+        head_epochs: at most so many epochs of stage 1; 0 begins with stage 2.
+        top_epochs: at most so many epochs of stage 2; 0 ends after stage 1.
+    """
+
+    def __init__(self, layers: TopLayers = 30, head_epochs: int = 10, top_epochs: int = 10) -> None:
+        if layers != "all" and not 1 <= layers <= 154:
+            raise FlowersError(f"--unfreeze.layers must be 'all' or from 1 to 154, not {layers}.")
+        for name, epochs in (("head", head_epochs), ("top", top_epochs)):
+            if epochs < 0:
+                raise FlowersError(f"--unfreeze.{name}_epochs must be 0 or more, not {epochs}.")
+        if head_epochs + top_epochs == 0:
+            raise FlowersError("--unfreeze.head_epochs and --unfreeze.top_epochs must not both be 0.")
+        self.layers, self.epochs = layers, {1: head_epochs, 2: top_epochs}
+        self.best_loss = float("inf")
+        self.best_head: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_loss": self.best_loss, "best_head": self.best_head}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_loss, self.best_head = state_dict["best_loss"], state_dict["best_head"]
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Enter the first stage; a checkpoint that is loaded after this brings its own.
+
+        Raises:
+            FlowersError: there is no epoch to train, or epochs do not end with a validation, by which stages
+                are counted.
+        """
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        if trainer.max_epochs == 0:
+            raise FlowersError("--trainer.max_epochs must be at least 1, or -1 for all that the stages have.")
+        if not _validates_each_epoch(trainer):
+            raise FlowersError(
+                "--trainer.val_check_interval, --trainer.check_val_every_n_epoch and"
+                " --trainer.limit_val_batches: stages count one validation an epoch; leave them as they"
+                " are by default."
+            )
+        total = sum(self.epochs.values())
+        if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= total:
+            trainer.fit_loop.max_epochs = total
+        elif trainer.max_epochs < total:
+            log.info("--trainer.max_epochs ends the run after %s.", counted(trainer.max_epochs, "epoch"))
+        first = Stage(last=not self.epochs[2]) if self.epochs[1] else Stage(2, self.layers)
+        _classifier(pl_module).enter_stage(first)
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """See whether the stage of a resumed run has all its epochs, and whether another one follows."""
+        stage = _classifier(pl_module).stage
+        done = checkpoint["epoch"] + (MIDDLE not in checkpoint) - stage.first_epoch
+        stage.ended |= done >= self.epochs[stage.number]
+        stage.last = stage.number == 2 or not self.epochs[2]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        stage = _classifier(pl_module).stage
+        for group in trainer.optimizers[0].param_groups:  # a resumed optimizer brings the rate that it had
+            group["lr"] = _classifier(pl_module).learning_rate
+        if stage.ended and stage.last:
+            log.info(
+                "This run is finished: stage %d has ended. There is nothing left to train.", stage.number
+            )
+            trainer.should_stop = True
+        elif not stage.ended:
+            self._announce(_classifier(pl_module))
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        module = _classifier(pl_module)
+        if module.stage.ended and not module.stage.last:
+            self._unfreeze(trainer, module)
+            self._announce(module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        module = _classifier(pl_module)
+        loss = float(trainer.callback_metrics["val_loss"])
+        if module.stage.number == 1 and loss < self.best_loss:
+            self.best_loss = loss
+            self.best_head = {
+                name: value.detach().cpu().clone() for name, value in module.network.head.state_dict().items()
+            }
+        if trainer.current_epoch + 1 - module.stage.first_epoch >= self.epochs[module.stage.number]:
+            end_stage(trainer, module)
+
+    def _unfreeze(self, trainer: L.Trainer, module: FlowerClassifier) -> None:
+        if self.best_head:
+            module.network.head.load_state_dict(self.best_head)
+        module.enter_stage(Stage(2, self.layers, first_epoch=trainer.current_epoch))
+        if isinstance(trainer.strategy, DDPStrategy):
+            trainer.strategy.model = module
+            trainer.strategy.configure_ddp()
+        trainer.strategy.setup_optimizers(trainer)
+
+    def _announce(self, module: FlowerClassifier) -> None:
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        what = {0: "the head alone", "all": "the head and the whole backbone"}.get(
+            module.stage.layers, f"the head and the top {module.stage.layers} layers"
+        )
+        log.info(
+            "Stage %d trains %s: %s parameters in %d tensors, Adam at %g, at most %s.",
+            module.stage.number, what, f"{sum(map(torch.numel, trained)):,}", len(trained),
+            module.learning_rate, counted(self.epochs[module.stage.number], "epoch"),
+        )  # fmt: skip
+
+
+class StageEarlyStopping(L.Callback):
+    """Ends a stage when the validation loss has not fallen for some epochs: the run, if no other stage
+    follows.
+
+    Each stage starts anew: Lightning's `EarlyStopping` would carry best and patience of stage 1 into stage 2
+    (Lightning-AI/pytorch-lightning#16881).
+
+    Args:
+        patience: so many epochs without a new lowest loss.
+    """
+
+    def __init__(self, patience: int = 4) -> None:
+        if patience < 1:
+            raise FlowersError(f"--early_stopping.patience must be at least 1, not {patience}.")
+        self.patience = patience
+        self.stage, self.best_loss, self.waited = 0, float("inf"), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stage": self.stage, "best_loss": self.best_loss, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.stage, self.best_loss, self.waited = (
+            state_dict[name] for name in ("stage", "best_loss", "waited")
+        )
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """See whether the stage of a resumed run has waited long enough."""
+        stage, mine = _classifier(pl_module).stage, checkpoint["callbacks"].get(self.state_key)
+        if mine is not None and mine["stage"] == stage.number:
+            stage.ended |= mine["waited"] >= self.patience
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        module = _classifier(pl_module)
+        if self.stage != module.stage.number:
+            self.stage, self.best_loss, self.waited = module.stage.number, float("inf"), 0
+        loss = float(trainer.callback_metrics["val_loss"])
+        self.waited = 0 if loss < self.best_loss else self.waited + 1
+        self.best_loss = min(loss, self.best_loss)
+        if self.waited >= self.patience:
+            log.info(
+                "Stage %d ends early: the validation loss has not fallen below %.4f for %s.",
+                self.stage, self.best_loss, counted(self.waited, "epoch"),
+            )  # fmt: skip
+            end_stage(trainer, module)
+
+
+def _validates_each_epoch(trainer: L.Trainer) -> bool:
+    """Whether validation is at the end of each epoch and nowhere else."""
+    interval = getattr(trainer, "val_check_interval", None)  # Lightning (2.6) sets none where it is a time
+    whole = isinstance(interval, float) and interval == 1
+    return whole and trainer.check_val_every_n_epoch == 1 and trainer.limit_val_batches != 0
+
+
+def end_stage(trainer: L.Trainer, module: FlowerClassifier) -> None:
+    """Let no further epoch of this stage begin."""
+    module.stage.ended = True
+    if module.stage.last:
+        trainer.should_stop = True
+
+
+def _classifier(module: L.LightningModule) -> FlowerClassifier:
+    if not isinstance(module, FlowerClassifier):
+        raise TypeError(f"the stage callbacks train a FlowerClassifier, not a {type(module).__name__}")
+    return module
