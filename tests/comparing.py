@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from flowers_pl.runs.tables import METRICS, read_table
+from flowers_pl.core.names import METRICS
+from flowers_pl.runs.tables import read_table
 from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.weight_average import AVERAGE
 

@@ -22,9 +22,9 @@ from PIL import Image, ImageOps
 from test_decode import app1, encoded, png
 
 from flowers_pl.cli.app import main
+from flowers_pl.core.files import read_csv
 from flowers_pl.data.decoding import read_photo
 from flowers_pl.data.drawings import KINDS, draw_flower
-from flowers_pl.data.folder import read_csv
 
 ROOT = Path(__file__).parents[1]
 WORKER = Path(__file__).with_name("bad_files_worker.py")

@@ -136,5 +136,5 @@ def test_without_a_cache_the_files_are_read_each_time(root: Path) -> None:
     (place,) = (root.parent / "cache").glob("*-unkept")
     assert not (place / "pixels.npy").exists()
     (root / unkept.photos[0].path).unlink()
-    with pytest.raises(FlowersError, match="has changed while the run went on"):
+    with pytest.raises(FlowersError, match="changed during the run"):
         unkept.pixels[unkept.rows[:1]]

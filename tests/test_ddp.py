@@ -17,8 +17,9 @@ import yaml
 from probe import FIRST_STEPS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from flowers_pl.core.names import KEY
 from flowers_pl.runs.tables import read_table
-from flowers_pl.training.checkpoint_files import KEY, read_checkpoint
+from flowers_pl.training.checkpoint_files import read_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 HERE = str(Path(__file__).parent)

@@ -16,12 +16,13 @@ from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 from torch.nn import functional as F
 
 from flowers_pl.cli.app import main
+from flowers_pl.core.names import KEY
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.decoding import load_photo
 from flowers_pl.evaluation.predictions import Row, prediction_table
 from flowers_pl.network.novelty import AXES, Unlike, even_places
 from flowers_pl.network.weights import load_weights
-from flowers_pl.training.checkpoint_files import KEY, AtomicCheckpointIO, read_checkpoint
+from flowers_pl.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
 
 

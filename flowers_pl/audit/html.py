@@ -12,8 +12,8 @@ from PIL import Image
 
 from flowers_pl.audit.findings import Findings, LabelCheck
 from flowers_pl.audit.text import Entry, Section, sections, summary
+from flowers_pl.core.text import printable
 from flowers_pl.data.decoding import UnreadablePhoto, read_photo, resize_photo
-from flowers_pl.data.folder import shown
 
 SIDE = 160  # pixels of a thumbnail's longer side
 
@@ -74,7 +74,7 @@ def page(found: Findings, most: int) -> str:
 
 
 def _safe(text: str) -> str:
-    return escape(shown(text))
+    return escape(printable(text))
 
 
 def _classes(found: Findings) -> str:

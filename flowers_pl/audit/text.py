@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from flowers_pl.audit.findings import MISNAMED, UNLIKE, UNREADABLE, Duplicates, Findings
-from flowers_pl.data.folder import LeftOut, shown
+from flowers_pl.core.text import printable
+from flowers_pl.data.folder import LeftOut
 
 PIXELS = ("too dark", "too bright", "nearly blank", "blurred")
 HARMLESS = (MISNAMED, "animated", "small", "elongated")  # worth knowing, but no reason to leave a photo out
@@ -54,7 +55,7 @@ def sections(found: Findings) -> list[Section]:
         ),
         *(
             Section(
-                f"Duplicates on both sides of the split {shown(name)}",
+                f"Duplicates on both sides of the split {printable(name)}",
                 "The validation side knows them from training: its figures are too good.",
                 [Entry(paths, "") for paths in groups],
             )
@@ -97,9 +98,10 @@ def summary(found: Findings) -> list[str]:
     """What is so of the folder as a whole, a line each."""
     files, readable = sum(found.files.values()), sum(found.readable.values())
     lines = [
-        f"{shown(found.root)}: {files} files in {len(found.files)} class folders, {readable} of them photos.",
+        f"{printable(found.root)}: {files} files in {len(found.files)} class folders, {readable} of them"
+        " photos.",
         *(
-            f"  {shown(label):<20} {count:6} {count / max(readable, 1):6.1%}"
+            f"  {printable(label):<20} {count:6} {count / max(readable, 1):6.1%}"
             for label, count in found.readable.items()
         ),
     ]
@@ -108,8 +110,8 @@ def summary(found: Findings) -> list[str]:
         lines.append("Imbalance: none.")
     elif len(found.readable) > 1:
         ratio = f"{found.imbalance:.1f} times as many photos as" if found.readable[small] else "photos,"
-        tail = f"{shown(small)}" + ("" if found.readable[small] else " has none")
-        lines.append(f"Imbalance: {shown(large)} has {ratio} {tail}.")
+        tail = f"{printable(small)}" + ("" if found.readable[small] else " has none")
+        lines.append(f"Imbalance: {printable(large)} has {ratio} {tail}.")
     if found.widths:
         turned = sum(count for orientation, count in found.orientations.items() if orientation != "1")
         lines += [
@@ -121,7 +123,7 @@ def summary(found: Findings) -> list[str]:
         ]
     if found.strays:
         lines.append(f"Beside the class folders lie {len(found.strays)} files that no command reads.")
-    parted = ", ".join(f"{shown(name)} {len(groups)}" for name, groups in found.straddling.items())
+    parted = ", ".join(f"{printable(name)} {len(groups)}" for name, groups in found.straddling.items())
     lines.append(f"Groups of duplicates on both sides of a split: {parted}.")
     return [*lines, *_labels(found)]
 
@@ -140,7 +142,7 @@ def _labels(found: Findings) -> Iterator[str]:
         f" {len(check.suspects)} are suspect, about {check.estimated_wrong:.0f} are wrong by estimate."
     )
     if left := [label for label in found.readable if label not in check.classes]:
-        yield f"Not judged, for want of photos: {', '.join(map(shown, left))}."
+        yield f"Not judged, for want of photos: {', '.join(map(printable, left))}."
 
 
 def report(found: Findings, most: int | None = None) -> str:
@@ -154,8 +156,8 @@ def report(found: Findings, most: int | None = None) -> str:
     for title, meaning, entries in sections(found):
         lines += ["", f"{title}: {len(entries)}. {meaning}"]
         for entry in entries[:most]:
-            names = " = ".join(map(shown, entry.paths))
-            lines.append(f"  {names}" + (f"  {shown(entry.text)}" if entry.text else ""))
+            names = " = ".join(map(printable, entry.paths))
+            lines.append(f"  {names}" + (f"  {printable(entry.text)}" if entry.text else ""))
         if most is not None and len(entries) > most:
             lines.append(f"  … and {len(entries) - most} more")
     return "\n".join(lines)

@@ -20,32 +20,34 @@ from flowers_pl.cli.export import CHECKED, predict_exported, write_card, write_f
 from flowers_pl.cli.messages import quieten
 from flowers_pl.cli.options import OTHERS, FlowersOptions
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import check_writable
+from flowers_pl.core.names import (
+    BEST,
+    CARD,
+    CONFIG,
+    CURVES,
+    LAST,
+    METRICS,
+    PREDICTIONS,
+    RUNS,
+    SPLIT,
+    TEST_JSON,
+)
 from flowers_pl.core.signals import Stopped, StopSignals, end_with_launcher, lost_contact
 from flowers_pl.core.system import best_precision
+from flowers_pl.core.text import plural
 from flowers_pl.data.batches import Prediction
-from flowers_pl.data.folder import check_writable, counted
 from flowers_pl.data.split import Placed
 from flowers_pl.evaluation.predictions import prediction_rows, prediction_table, write_predictions
 from flowers_pl.network.weights import check_weights
-from flowers_pl.runs.folder import (
-    CARD,
-    CURVES,
-    RUNS,
-    TABLE,
-    TESTED,
-    draw_curves,
-    rows_of,
-    unused,
-    write_report,
-)
+from flowers_pl.runs.folder import draw_curves, rows_of, unused, write_report
 from flowers_pl.runs.progress import EpochLines, bars_for
-from flowers_pl.runs.tables import METRICS, SPLIT, DataFiles, EpochTable, Throughput
+from flowers_pl.runs.tables import DataFiles, EpochTable, Throughput
 from flowers_pl.runs.tensorboard import LogPredictions
 from flowers_pl.training.checkpoint_callback import RunCheckpoints
-from flowers_pl.training.checkpoint_files import BEST, LAST, AtomicCheckpointIO, read_checkpoint
+from flowers_pl.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
 from flowers_pl.training.resume import (
-    CONFIG,
     epochs_after,
     finished,
     how_to_go_on,
@@ -137,7 +139,7 @@ class FlowersCLI(FlowersOptions):
         out = self.config.predict.out if self.subcommand == "predict" else None
         if out and Path(out).is_dir():
             raise FlowersError(
-                f"--out: {out!r} is a folder; name a file in it, {str(Path(out) / TABLE)!r} say."
+                f"--out: {out!r} is a folder; name a file in it, {str(Path(out) / PREDICTIONS)!r} say."
             )
         check_writable(Path(out).parent if out else self._run, "--out" if out else "")
 
@@ -219,7 +221,7 @@ class FlowersCLI(FlowersOptions):
         if self._ckpt is not None and (later := epochs_after(self._ckpt)):
             log.warning(
                 "%s: %s of this run came after it and will be trained anew; %s goes on from the last.",
-                self._ckpt, counted(later, "epoch"), self._run / LAST,
+                self._ckpt, plural(later, "epoch"), self._run / LAST,
             )  # fmt: skip
         ckpt = None if self._ckpt is None else str(self._ckpt)
         self.trainer.fit(model, datamodule=self.datamodule, ckpt_path=ckpt, weights_only=True)
@@ -289,7 +291,7 @@ class FlowersCLI(FlowersOptions):
             found = cast("list[Prediction]", self.trainer.predict(model, datamodule=self.datamodule))
         rows = prediction_rows(found, [photo.path for photo in self.datamodule.judged], classes)
         file, failed = self._predictions(), sum(bool(row.error) for row in rows)
-        if self.config.predict.out is None and file.exists() and (self._run / TESTED).exists():
+        if self.config.predict.out is None and file.exists() and (self._run / TEST_JSON).exists():
             log.warning("%s is written anew; it may be that of 'test' (--out names another file).", file)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_predictions(file, rows, classes)
@@ -299,12 +301,12 @@ class FlowersCLI(FlowersOptions):
                 f"--data.predict_root: nothing in {self.datamodule.predict_root!r} can be read as a photo;"
                 f" {file} says why."
             )
-        unread = f", {counted(failed, 'file')} that cannot be read" if failed else ""
-        log.info("%s%s: %s.", counted(len(rows) - failed, "prediction"), unread, file)
+        unread = f", {plural(failed, 'file')} that cannot be read" if failed else ""
+        log.info("%s%s: %s.", plural(len(rows) - failed, "prediction"), unread, file)
 
     def _predictions(self) -> Path:
         """Where `predict` writes its table."""
-        return Path(self.config.predict.out or self._run / TABLE)
+        return Path(self.config.predict.out or self._run / PREDICTIONS)
 
     def _load(self) -> FlowerClassifier:
         assert self._ckpt is not None

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.runs.folder import RUNS
+from flowers_pl.core.names import RUNS
 from flowers_pl.training.checkpoint_files import newest_best, read_checkpoint
 
 JUDGING = ("validate", "test", "predict")

@@ -10,10 +10,11 @@ from pathlib import Path
 from flowers_pl.audit.examination import examine
 from flowers_pl.audit.html import page
 from flowers_pl.audit.text import report, to_leave_out
-from flowers_pl.core.errors import FlowersError, why
+from flowers_pl.core.errors import FlowersError, reason_of
+from flowers_pl.core.files import check_writable, replacing
 from flowers_pl.data.datamodule import check_settings
 from flowers_pl.data.exclusions import write_exclusions
-from flowers_pl.data.folder import check_writable, class_folders
+from flowers_pl.data.folder import class_folders
 from flowers_pl.network.mobilenet import FlowerNet
 from flowers_pl.network.weights import load_weights
 
@@ -125,9 +126,9 @@ def _check(data: AuditData, output: str, write: str | None, most: int) -> None:
 
 def _write(file: Path, text: str) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        with replacing(file) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FlowersError(
-            f"--output: {str(file)!r} cannot be written ({why(error)}); name another folder."
+            f"--output: {str(file)!r} cannot be written ({reason_of(error)}); name another folder."
         ) from error

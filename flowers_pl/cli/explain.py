@@ -13,11 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import check_writable
+from flowers_pl.core.names import KEY, RUNS
+from flowers_pl.core.text import plural
 from flowers_pl.data.decoding import resize_photo
-from flowers_pl.data.folder import check_writable, counted, list_pictures
+from flowers_pl.data.folder import list_pictures
 from flowers_pl.data.split import VAL
-from flowers_pl.runs.folder import RUNS, placed_of, readable_photos, save, settings_of, show_pictures
-from flowers_pl.training.checkpoint_files import KEY, newest_best, read_checkpoint
+from flowers_pl.runs.folder import placed_of, readable_photos, save, settings_of, show_pictures
+from flowers_pl.training.checkpoint_files import newest_best, read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
 
 log = logging.getLogger(__name__)
@@ -59,7 +62,7 @@ def explain(
     explained = explain_photos(model, photos, truths, target, method, layer)
     save(explanation_figure(explained[0], names[0]), folder / "example.png")
     kind = "drawings" if images is None and settings_of(ckpt).get("drawn") else "photos"
-    title = f"{method}, {counted(len(explained), kind[:-1])}" + (
+    title = f"{method}, {plural(len(explained), kind[:-1])}" + (
         "" if target is None else f": what speaks for {target}"
     )
     save(grid_figure(explained, model.classes, title), folder / "gradcam_grid.png")
@@ -74,7 +77,7 @@ def explain(
     if faithfulness:
         _measure(model, photos[:faithfulness], method, layer, folder, kind)
     show_pictures(folder)
-    log.info("%s explained by %s of %s: %s.", counted(len(explained), kind[:-1]), method, ckpt, folder)
+    log.info("%s explained by %s of %s: %s.", plural(len(explained), kind[:-1]), method, ckpt, folder)
 
 
 def _to_explain(
@@ -115,7 +118,7 @@ def _measure(
 ) -> None:
     from flowers_pl.explain.faithfulness import faithfulness, faithfulness_figure
 
-    log.info("Measuring on %s how far the maps can be trusted …", counted(len(photos), kind[:-1]))
+    log.info("Measuring on %s how far the maps can be trusted …", plural(len(photos), kind[:-1]))
     squares = torch.stack([resize_photo(photo, model.image_size) for photo in photos])
     measured = faithfulness(model, squares, method=method, layer=layer)
     (folder / "explain.json").write_text(json.dumps(measured, indent=2))

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import check_writable
+from flowers_pl.core.names import CARD, EXPORTS, KEY, LEFT_OUT, RUNS, TEST_JSON
 from flowers_pl.data.batches import Prediction
 from flowers_pl.data.datamodule import FlowersDataModule
-from flowers_pl.data.folder import LeftOut, check_writable
+from flowers_pl.data.folder import LeftOut
 from flowers_pl.data.split import TRAIN, Placed
-from flowers_pl.runs.folder import CARD, RUNS, TESTED, readable_photos, rows_of, settings_of
-from flowers_pl.runs.tables import LEFT_OUT
-from flowers_pl.training.checkpoint_files import KEY, newest_best, read_checkpoint
+from flowers_pl.runs.folder import readable_photos, rows_of, settings_of
+from flowers_pl.training.checkpoint_files import newest_best, read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
 from flowers_pl.training.weight_average import AVERAGE
 
 log = logging.getLogger(__name__)
-EXPORTS = "exports.json"  # what was exported from a checkpoint, and how well it agrees
 CHECKED = 64  # validation photos that an export made by `fit` is checked on
 CALIBRATED = 200  # training photos that int8 is calibrated on
 
@@ -119,14 +119,14 @@ def write_card(
 
     checkpoint, listed = read_checkpoint(ckpt), folder / EXPORTS
     step = checkpoint["global_step"]
-    before, tested = _read(listed), _read(ckpt.parent / TESTED)
+    before, tested = _read(listed), _read(ckpt.parent / TEST_JSON)
     if before.get("step", step) != step:
         for name in before["files"].keys() - files.keys():
             if (folder / name).exists():
                 log.warning("%s is of other weights than %s; export it again.", folder / name, ckpt)
         before = {}
     if tested.get("step", step) != step:
-        log.warning("%s is of other weights than %s; 'test' renews it.", ckpt.parent / TESTED, ckpt)
+        log.warning("%s is of other weights than %s; 'test' renews it.", ckpt.parent / TEST_JSON, ckpt)
         tested = {}
     every = {**before.get("files", {}), **files}
     results = results or before.get("results")

@@ -1,6 +1,8 @@
-"""Which precision a machine computes best in."""
+"""What the machine offers: cores, and the precision that it computes best in."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
@@ -25,3 +27,8 @@ def best_precision(accelerator: str = "auto") -> str:
     else:
         fast = False
     return "bf16-mixed" if fast else "32-true"
+
+
+def available_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

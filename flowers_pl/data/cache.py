@@ -6,8 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +15,14 @@ from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from flowers_pl.core.errors import FlowersError, why
+from flowers_pl.core.errors import FlowersError, reason_of
+from flowers_pl.core.files import replacing_folder
 from flowers_pl.core.signals import leave_signals_to_parent, signals_held
+from flowers_pl.core.system import available_cores
+from flowers_pl.core.text import printable
 from flowers_pl.data.decoding import UnreadablePhoto, load_photo, read_photo, resize_photo
 from flowers_pl.data.duplicates import THUMB, Fingerprint, fingerprint
-from flowers_pl.data.folder import LeftOut, Photo, shown
+from flowers_pl.data.folder import LeftOut, Photo
 
 VERSION = 1  # of what `decode.py` and `duplicates.py` compute: a change there needs a new number here
 CHUNK = 16  # photos a worker decodes before it reports
@@ -80,8 +81,8 @@ class FilePixels:
                 found[place] = load_photo(file, self.shape[1]).permute(1, 2, 0).numpy()
             except UnreadablePhoto as reason:
                 raise FlowersError(
-                    f"--data.root: {shown(str(file))!r} has changed while the run went on ({reason}); put it"
-                    " back and resume, or run with --data.cache true."
+                    f"--data.root: {printable(str(file))!r} changed during the run ({reason}); restore it and"
+                    " resume, or run with --data.cache true."
                 ) from reason
         return found
 
@@ -124,8 +125,8 @@ def decode_photos(
                 decoded = _load(place, key, unkept)
     except OSError as error:
         raise FlowersError(
-            f"--data.cache_dir: the decoded photos cannot be kept in {str(cache_dir)!r} ({why(error)}); name"
-            " another folder."
+            f"--data.cache_dir: decoded photos cannot be written to {str(cache_dir)!r} ({reason_of(error)});"
+            " choose another folder."
         ) from error
     assert decoded is not None
     return decoded
@@ -173,8 +174,7 @@ def _load(place: Path, key: str, unkept: FilePixels | None) -> DecodedPhotos | N
 def _build(
     place: Path, key: str, root: Path, photos: list[Photo], size: int, workers: int | None, keep: bool
 ) -> None:
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-    try:
+    with replacing_folder(place) as unfinished:
         pixels = unfinished / "pixels.npy" if keep else None
         if pixels is not None:
             shape = (len(photos), size, size, 3)
@@ -191,11 +191,6 @@ def _build(
             )
         np.save(unfinished / "thumbs.npy", thumbs)
         (unfinished / "table.json").write_text(json.dumps(table))
-        shutil.rmtree(place, ignore_errors=True)
-        unfinished.rename(place)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 class _Decoder(Dataset[list[tuple[int, Fingerprint | str]]]):
@@ -225,7 +220,7 @@ class _Decoder(Dataset[list[tuple[int, Fingerprint | str]]]):
 
 def _decode_all(decoder: _Decoder, workers: int | None) -> Iterator[tuple[int, Fingerprint | str]]:
     if workers is None:
-        workers = min(cores(), len(decoder) // 4)
+        workers = min(available_cores(), len(decoder) // 4)
     loader = DataLoader(
         decoder,
         batch_size=None,
@@ -248,8 +243,3 @@ def _as_it_is(
 ) -> list[tuple[int, Fingerprint | str]]:
     """Not as tensors, whose way from a worker takes a file descriptor each, and half of all the time."""
     return chunk
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

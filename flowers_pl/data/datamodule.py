@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.text import printable
 from flowers_pl.data.augmentation import Augmentation, augment
 from flowers_pl.data.batches import Batch, BatchSampler, CachedPhotos, PhotoFiles
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
@@ -22,16 +23,8 @@ from flowers_pl.data.drawings import write_drawings
 from flowers_pl.data.duplicates import duplicate_groups
 from flowers_pl.data.exclusions import leave_out
 from flowers_pl.data.feature_cache import KeptFeatures
-from flowers_pl.data.folder import (
-    LeftOut,
-    Photo,
-    check_classes,
-    list_photos,
-    list_pictures,
-    shown,
-    tell_left_out,
-)
-from flowers_pl.data.prefetch import AheadLoader, Share
+from flowers_pl.data.folder import LeftOut, Photo, check_classes, list_photos, list_pictures, tell_left_out
+from flowers_pl.data.prefetch import AheadLoader, FrozenStart, Share
 from flowers_pl.data.sampling import Balance
 from flowers_pl.data.split import (
     TRAIN,
@@ -43,7 +36,6 @@ from flowers_pl.data.split import (
     read_split,
     straddling,
 )
-from flowers_pl.network.fast_frozen import FrozenPart
 
 log = logging.getLogger(__name__)
 
@@ -221,9 +213,9 @@ class FlowersDataModule(L.LightningDataModule):
             f", {out} left out {why}" if told else "",
         )  # fmt: skip
         for path, reason in conflicts:
-            log.warning("Left out: %s %s.", shown(path), shown(reason))
+            log.warning("Left out: %s %s.", printable(path), printable(reason))
         for paths in straddling(self.placed).values():
-            log.warning("Duplicates stand on both sides of the split: %s.", shown(", ".join(paths)))
+            log.warning("Duplicates stand on both sides of the split: %s.", printable(", ".join(paths)))
 
     def _cached(
         self, decoded: DecodedPhotos, row_of: dict[str, int], side: str, seed: int | None
@@ -332,7 +324,7 @@ class FlowersDataModule(L.LightningDataModule):
         epoch = loop.epoch_progress.current.processed
         return epoch, done if done < -(-len(self.train_photos) // self.batch_size) else 0
 
-    def _frozen(self) -> FrozenPart | None:
+    def _frozen(self) -> FrozenStart | None:
         module: Any = self.trainer.lightning_module if self.trainer is not None else None
         return getattr(module, "frozen", None)
 
@@ -389,7 +381,7 @@ def check_settings(image_size: int, val_fraction: float, workers: int | None) ->
         raise FlowersError(f"--data.workers must be 0 or more, not {workers}.")
 
 
-def _own_cores(frozen: FrozenPart | None, cores: int) -> int:
+def _own_cores(frozen: FrozenStart | None, cores: int) -> int:
     """On how many cores the trained part computes: on one where that is the head alone, on half of them
     beside a frozen part of about its own cost, on all where little is frozen."""
     if frozen is None or frozen.share < 0.5:

@@ -8,12 +8,12 @@ import zlib
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from urllib.error import URLError
 
 from tqdm import tqdm
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import replacing_folder
 
 URL = "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz"
 SIZE = 228_813_984
@@ -58,12 +58,10 @@ def download_flower_photos(
             raise FlowersError(
                 f"{root} already holds files: give the download a new folder with --data.root DIR."
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-            archive, photos = Path(scratch, "archive.tgz"), Path(scratch, "photos")
+        with replacing_folder(target) as photos:
+            archive = photos.with_name("archive.tgz")
             _fetch(url, archive, sha256, size, timeout)
             _unpack(archive, photos)
-            photos.rename(target)
     except _FAILURES as error:
         raise FlowersError(_ways_out(root, url, error)) from error
 
@@ -91,7 +89,6 @@ def _fetch(url: str, archive: Path, sha256: str, size: int, timeout: float) -> N
 
 def _unpack(archive: Path, photos: Path) -> None:
     """Unpack photos and licence; ValueError if a class is missing, TarError for a malicious archive."""
-    photos.mkdir()
     with tarfile.open(archive, "r:gz") as tar:
         for member, name in _wanted(tar, photos):
             tar.extract(member.replace(name=name), photos, filter="data")

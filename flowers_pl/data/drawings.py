@@ -6,7 +6,6 @@ Shapes are arrays of complex numbers in the flower's own frame: centre 0, radius
 
 import json
 import re
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.data.folder import check_writable
+from flowers_pl.core.files import check_writable, replacing_folder
 
 KINDS: tuple[str, ...] = ("daisy", "dandelion", "rose", "sunflower", "tulip")
 
@@ -308,15 +307,10 @@ def write_drawings(root: Path, per_class: int, seed: int = 0, size: int = 96) ->
         return
     _refuse_foreign(root)
     check_writable(root.parent, "--data.root")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".drawn-", dir=root.parent) as scratch:
-        fresh = Path(scratch, "fresh")
+    with replacing_folder(root) as fresh:
         for kind in KINDS:
-            (fresh / kind).mkdir(parents=True)
+            (fresh / kind).mkdir()
             for index in range(per_class):
                 path = fresh / kind / f"{kind}_{index:04d}.png"
                 draw_flower(kind, seed * 1_000_000 + index, size).save(path, compress_level=1)
         (fresh / _MARKER).write_text(marker, encoding="utf-8")
-        if root.exists():
-            root.rename(Path(scratch, "replaced"))
-        fresh.rename(root)

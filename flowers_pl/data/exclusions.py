@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from flowers_pl.core.errors import FlowersError, why
+from flowers_pl.core.errors import FlowersError, reason_of
+from flowers_pl.core.files import read_csv, write_csv
 from flowers_pl.data.cache import DecodedPhotos
-from flowers_pl.data.folder import LeftOut, read_csv, write_csv
+from flowers_pl.data.folder import LeftOut
 
 
 def write_exclusions(file: str | os.PathLike[str], listed: Iterable[LeftOut]) -> None:
@@ -38,8 +39,8 @@ def read_exclusions(file: str | os.PathLike[str]) -> dict[str, str]:
         ) from error
     except (OSError, csv.Error, UnicodeError) as error:
         raise FlowersError(
-            f"--data.exclude: {str(file)!r} cannot be read ({why(error)}); give a list that 'audit --write'"
-            " wrote."
+            f"--data.exclude: {str(file)!r} cannot be read ({reason_of(error)}); give a list that"
+            " 'audit --write' wrote."
         ) from error
     return {row["path"].removeprefix("./"): row.get("reason", "") for row in rows if row["path"]}
 

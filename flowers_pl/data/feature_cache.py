@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowers_pl.data.batches import Batch, BatchKey, CachedPhotos
-from flowers_pl.network.fast_frozen import FrozenPart
+from flowers_pl.data.prefetch import FrozenStart
 
 
 class KeptFeatures(Dataset[Batch]):
@@ -28,10 +28,10 @@ class KeptFeatures(Dataset[Batch]):
     """
 
     def __init__(
-        self, photos: CachedPhotos, frozen: Callable[[], FrozenPart | None], folder: Path | None = None
+        self, photos: CachedPhotos, frozen: Callable[[], FrozenStart | None], folder: Path | None = None
     ) -> None:
         self.photos, self.frozen, self.folder = photos, frozen, folder
-        self._of: FrozenPart | None = None
+        self._of: FrozenStart | None = None
         self._known = np.zeros(len(photos), bool)
         self._features = torch.empty(0)
         self._lock = Lock()

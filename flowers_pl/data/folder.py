@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 from collections import Counter
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.text import printable
 
 log = logging.getLogger(__name__)
-FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 (spreadsheets take the wide ones too)
 NAMED = 20  # unreadable files that are named on the screen
 LAYOUT = "give a folder that holds one folder of photos for each class"
 
@@ -161,7 +160,7 @@ def tell_left_out(left_out: Sequence[LeftOut], root: str | os.PathLike[str], all
             " --data.unreadable skip."
         )
     for path, reason in left_out[:NAMED]:
-        log.warning("Left out: %s (%s).", shown(path), reason)
+        log.warning("Left out: %s (%s).", printable(path), reason)
     if len(left_out) > NAMED:
         log.warning("… and %d more, which the run's left_out.csv names.", len(left_out) - NAMED)
 
@@ -190,85 +189,3 @@ def list_pictures(
     if not paths:
         raise FlowersError(f"{option}: folder {str(where)!r} is empty; give a photo or a folder of photos.")
     return where, paths
-
-
-def shown(name: str) -> str:
-    """A file's name as it may be shown: control characters, marks that turn the writing direction and bytes
-    that are no Unicode become escapes."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name
-    )
-
-
-def counted(number: int, noun: str) -> str:
-    """ "1 photo", "2 photos"."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def check_writable(folder: str | os.PathLike[str], option: str = "") -> None:
-    """Refuse at once a folder, made already or not, that nothing can be written into in the end.
-
-    Args:
-        folder: where files will go.
-        option: what it was given with, if with any, for the message.
-
-    Raises:
-        FlowersError: there is no permission, or a file is in the way.
-    """
-    wanted = Path(folder).absolute()
-    nearest = next(one for one in (wanted, *wanted.parents) if os.path.exists(one))
-    said = f"{option}: " if option else ""
-    if not nearest.is_dir():
-        raise FlowersError(
-            f"{said}{str(folder)!r} cannot be written to, for {str(nearest)!r} is a file; remove it, or"
-            " name or go to another folder."
-        )
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise FlowersError(
-            f"{said}{str(folder)!r} cannot be written to, for want of permission for {str(nearest)!r}; see to"
-            " it, or name or go to another folder."
-        )
-
-
-def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Write a table that `read_csv` takes back and that is safe in a spreadsheet.
-
-    Names that are no Unicode keep their bytes (`surrogateescape`). A text that a spreadsheet would take for a
-    formula gets an apostrophe before it (OWASP, "CSV Injection").
-    """
-    with open(file, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        table = [[f"'{cell}" if _is_formula(cell) else cell for cell in row] for row in (header, *rows)]
-        returns = any("\r" in str(cell) for row in table for cell in row)  # quoted from Python 3.13 on only
-        writer = csv.writer(
-            stream, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
-        )
-        writer.writerows(table)
-
-
-def read_csv(file: str | os.PathLike[str], columns: Iterable[str] = ()) -> list[dict[str, str]]:
-    """The rows of a table that `write_csv` wrote, names as they were; a missing cell is empty.
-
-    Args:
-        file: the table.
-        columns: that it must have.
-
-    Raises:
-        LookupError: it lacks a column, which the error names.
-        OSError, csv.Error, UnicodeError: it cannot be read, or is no table.
-    """
-    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        reader = csv.DictReader(stream, restval="")
-        if missing := sorted(set(columns) - set(reader.fieldnames or ())):
-            raise LookupError(missing[0])
-        return [
-            {_unquoted(name): _unquoted(cell) for name, cell in row.items() if name is not None}
-            for row in reader
-        ]
-
-
-def _is_formula(cell: object) -> bool:
-    return isinstance(cell, str) and cell.lstrip("'").startswith(FORMULA)
-
-
-def _unquoted(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and _is_formula(cell) else cell

@@ -15,9 +15,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Barrier, get_native_id
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowers_pl.data.batches import Batch, BatchKey, BatchSampler, join
@@ -25,6 +26,21 @@ from flowers_pl.data.batches import Batch, BatchKey, BatchSampler, join
 TURN = 2e-4  # seconds that a thread may keep Python to itself; the default of 5e-3 makes the others wait
 YIELDS = 10  # how much lower the threads' priority is
 AHEAD = 2  # batches under way beside the one that is trained on
+
+
+class FrozenStart(Protocol):
+    """The frozen start of a network, as far as those who run it ahead of training must know it.
+
+    `network.fast_frozen.FrozenPart` is one.
+    """
+
+    chunk: int  # photos at a time on one core
+    share: float  # of the network's convolutions that are frozen
+    pools: bool  # whether all are, so that pooled features come out
+
+    def __call__(self, photos: Tensor) -> Tensor:
+        """Compute the features of photos, (N, 3, H, W), values 0 to 255."""
+        ...
 
 
 class Share(NamedTuple):

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flowers_pl.core.errors import FlowersError, why
-from flowers_pl.data.folder import LeftOut, Photo, read_csv, write_csv
+from flowers_pl.core.errors import FlowersError, reason_of
+from flowers_pl.core.files import read_csv, write_csv
+from flowers_pl.data.folder import LeftOut, Photo
 
 TRAIN, VAL = "train", "val"
 HEADER = ("path", "label", "side", "group")
@@ -178,8 +179,8 @@ def read_split(file: Path, photos: Sequence[Photo], excluded: Container[str] = (
         ) from missing
     except (OSError, csv.Error, UnicodeError) as error:
         raise FlowersError(
-            f"--data.split: {str(file)!r} cannot be read ({why(error)}); give 'grouped', 'notebook', or a"
-            " run's split.csv."
+            f"--data.split: {str(file)!r} cannot be read ({reason_of(error)}); give 'grouped', 'notebook',"
+            " or a run's split.csv."
         ) from error
     known = set(photos)
     for one in placed:

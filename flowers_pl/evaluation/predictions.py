@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from flowers_pl.core.files import write_csv
+from flowers_pl.core.text import printable
 from flowers_pl.data.batches import Prediction
-from flowers_pl.data.folder import shown, write_csv
 
 
 class Row(NamedTuple):
@@ -67,7 +68,7 @@ def _shares(row: Row, classes: Sequence[str], form: str) -> list[str]:
 
 def prediction_table(rows: Sequence[Row], most: int = 20) -> Iterator[str]:
     """Lines for the screen: path, label, probability or error; the first `most` photos."""
-    names = [shown(row.path) for row in rows[:most]]
+    names = [printable(row.path) for row in rows[:most]]
     width = max(map(len, names), default=0)
     for name, row in zip(names, rows, strict=False):
         doubt = f"  probably none of the classes (unlike {row.unlike:.3f})" if row.unknown else ""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.text import plural
 from flowers_pl.data.decoding import resize_photo
-from flowers_pl.data.folder import counted
 from flowers_pl.export.load import Exported
 from flowers_pl.training.classifier import FlowerClassifier
 
@@ -41,7 +41,7 @@ class Agreement:
     def told(self, kind: str = "photos") -> str:
         """A sentence, on photos or on drawings."""
         return (
-            f"on {counted(self.photos, f'validation {kind[:-1]}')} the checkpoint's class for {self.agreeing}"
+            f"on {plural(self.photos, f'validation {kind[:-1]}')} the checkpoint's class for {self.agreeing}"
             f" ({self.near_ties} of the others near ties), probabilities at most"
             f" {self.largest_difference:.2g} apart"
         )

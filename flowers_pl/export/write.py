@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from torch.export import Dim
 
 import flowers_pl
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import replacing
 from flowers_pl.data.decoding import resize_photo
 from flowers_pl.training.classifier import FlowerClassifier
 
@@ -138,8 +138,8 @@ def quantize_int8(onnx_file: Path, out_file: Path, photos: Iterable[Tensor]) -> 
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with quiet(), _whole(out_file) as unfinished:
-        folded = unfinished.with_suffix(".folded.onnx")
+    with quiet(), _whole(out_file) as unfinished, TemporaryDirectory() as scratch:
+        folded = Path(scratch, "folded.onnx")
         quant_pre_process(
             onnx_file, folded, skip_symbolic_shape=True
         )  # folds batch norms, where any are left
@@ -192,13 +192,8 @@ def _whole(file: Path) -> Iterator[Path]:
         FlowersError: it cannot be written; the old file is as it was.
     """
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as folder:
-            unfinished = Path(folder) / file.name
+        with replacing(file) as unfinished:
             yield unfinished
-            with unfinished.open("rb+") as written:
-                os.fsync(written.fileno())
-            os.replace(unfinished, file)
     except (OSError, RuntimeError) as error:
         raise FlowersError(
             f"{str(file)!r} cannot be written ({error}); make room or choose another place."

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flowers_pl.data.cache import cores
+from flowers_pl.core.system import available_cores
 from flowers_pl.network.fast_frozen import FrozenPart
 
 
@@ -36,7 +36,7 @@ def pooled_features(
     try:
         with (
             ThreadPoolExecutor(
-                workers or cores(), initializer=torch.set_num_threads, initargs=(1,)
+                workers or available_cores(), initializer=torch.set_num_threads, initargs=(1,)
             ) as threads,
             tqdm(
                 total=len(places), desc="Looking at photos", unit="photo", leave=False,

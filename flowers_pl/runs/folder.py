@@ -15,24 +15,21 @@ from PIL import Image
 from torch import Tensor
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import read_csv
+from flowers_pl.core.names import CURVES, KEY, METRICS, PLOTS, PREDICTIONS, RUNS, SPLIT, TEST_JSON
+from flowers_pl.core.text import printable
 from flowers_pl.data.batches import Prediction
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.decoding import UnreadablePhoto, read_photo, resize_photo
-from flowers_pl.data.folder import Photo, read_csv, shown
+from flowers_pl.data.folder import Photo
 from flowers_pl.data.split import Placed
 from flowers_pl.evaluation import figures
 from flowers_pl.evaluation.predictions import prediction_rows, write_predictions
 from flowers_pl.evaluation.report import Report, judge
-from flowers_pl.runs.tables import METRICS, SPLIT, read_table
-from flowers_pl.training.checkpoint_files import KEY, read_checkpoint
+from flowers_pl.runs.tables import read_table
+from flowers_pl.training.checkpoint_files import read_checkpoint
 
 log = logging.getLogger(__name__)
-RUNS = Path("checkpoints")
-PLOTS = "plots"
-CURVES = f"{PLOTS}/training_curves.png"
-CARD = "MODEL_CARD.md"
-TABLE = "predictions.csv"  # of `predict`, and of `test`
-TESTED = "test.json"
 
 
 # ---------------------------------------------------------------- facts
@@ -72,7 +69,7 @@ def readable_photos(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Ten
         try:
             photo = read_photo(root / path)
         except UnreadablePhoto as reason:
-            log.warning("Left out: %s (%s).", shown(path), reason)
+            log.warning("Left out: %s (%s).", printable(path), reason)
             continue
         yield path, photo
 
@@ -125,7 +122,7 @@ def write_report(
     rows = prediction_rows(tested, [photo.path for photo in data.judged], classes)
     for row in rows:
         if row.error:
-            log.warning("Left out: %s (%s).", shown(row.path), row.error)
+            log.warning("Left out: %s (%s).", printable(row.path), row.error)
     judged = [(photo, row) for photo, row in zip(data.judged, rows, strict=True) if not row.error]
     own = data.test_root is not None
     report = judge(
@@ -136,9 +133,9 @@ def write_report(
         chose_checkpoint=not own,
         kind="photos" if own else data.kind,
     )
-    write_predictions(run / TABLE, rows, classes)
+    write_predictions(run / PREDICTIONS, rows, classes)
     what = {"checkpoint": str(ckpt), "step": read_checkpoint(ckpt)["global_step"]}
-    (run / TESTED).write_text(json.dumps(what | report.as_dict(), indent=2))
+    (run / TEST_JSON).write_text(json.dumps(what | report.as_dict(), indent=2))
     (run / "test.txt").write_text(report.text() + "\n")
     mistakes = [
         (photo, row.label, max(row.probabilities)) for photo, row in judged if photo.label != row.label

@@ -16,11 +16,11 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import replacing, write_csv
+from flowers_pl.core.names import LEFT_OUT, SPLIT
 from flowers_pl.data.batches import Batch
-from flowers_pl.data.folder import LeftOut, write_csv
+from flowers_pl.data.folder import LeftOut
 from flowers_pl.data.split import write_split
-
-SPLIT, LEFT_OUT, METRICS = "split.csv", "left_out.csv", "metrics.csv"
 
 
 class EpochTable(Logger):
@@ -63,13 +63,10 @@ class EpochTable(Logger):
 
     def _write(self) -> None:
         columns = ["epoch", *sorted({name for row in self.rows.values() for name in row} - {"epoch"})]
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.file.with_name(f".{self.file.name}")
-        with open(unfinished, "w", newline="") as stream:
+        with replacing(self.file) as unfinished, open(unfinished, "w", newline="") as stream:
             writer = csv.DictWriter(stream, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows[epoch] for epoch in sorted(self.rows))
-        os.replace(unfinished, self.file)
 
 
 def read_table(file: str | os.PathLike[str]) -> list[dict[str, float]]:

@@ -12,16 +12,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.names import BEST, KEY, LAST
 from flowers_pl.core.signals import StopSignals
 from flowers_pl.data.batches import Batch
-from flowers_pl.training.checkpoint_files import (
-    BEST,
-    KEY,
-    LAST,
-    copy_checkpoint,
-    read_checkpoint,
-    remove_leftovers,
-)
+from flowers_pl.training.checkpoint_files import copy_checkpoint, read_checkpoint, remove_leftovers
 from flowers_pl.training.metrics import Scores
 
 MIDDLE = f"{KEY}_inside_epoch"  # what a checkpoint from inside an epoch holds beside the others

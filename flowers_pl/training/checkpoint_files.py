@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,8 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from flowers_pl.core.errors import FlowersError
-
-KEY = "flowers_pl"  # of our own part of a checkpoint
-BEST, LAST = "best.ckpt", "last.ckpt"
+from flowers_pl.core.files import replace_by_copy, replacing
+from flowers_pl.core.names import BEST, KEY
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -83,35 +80,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             FlowersError: it cannot be written; the old file is as it was.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(unfinished, 0o666 & ~_umask())
-            os.replace(unfinished, path)
-            _sync_folder(path.parent)
+            with replacing(path) as unfinished:
+                torch.save(checkpoint, unfinished)
         except (OSError, RuntimeError) as error:
             raise _unwritten(path, error) from error
-        finally:
-            Path(unfinished).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def copy_checkpoint(path: Path, to: Path) -> None:
@@ -120,19 +93,10 @@ def copy_checkpoint(path: Path, to: Path) -> None:
     Raises:
         FlowersError: it cannot be written; the old file is as it was.
     """
-    unfinished = to.with_name(f".{to.name}-{os.getpid()}")
     try:
-        unfinished.unlink(missing_ok=True)
-        try:
-            os.link(path, unfinished)  # no file of ours is ever changed in place
-        except OSError:  # a file system without links
-            shutil.copyfile(path, unfinished)
-        os.replace(unfinished, to)
-        _sync_folder(to.parent)
+        replace_by_copy(path, to)
     except OSError as error:
         raise _unwritten(to, error) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _unwritten(path: Path, error: Exception) -> FlowersError:
@@ -147,7 +111,7 @@ def remove_leftovers(folder: Path) -> None:
     That is what a process left that was killed while it wrote, and the copy of `last.ckpt` that Lightning
     (2.6) writes when SLURM preempts it: it would load that instead of the model that it is given to judge.
     """
-    for pattern in (f".{BEST}-*", f".{LAST}-*", "hpc_ckpt_*.ckpt"):
+    for pattern in (".best*.ckpt*", ".last*.ckpt*", "hpc_ckpt_*.ckpt"):
         for file in folder.glob(pattern):
             file.unlink(missing_ok=True)
 

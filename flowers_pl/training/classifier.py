@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.names import BEST, KEY
 from flowers_pl.data.batches import Batch, CachedPhotos, Prediction
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.decoding import UnreadablePhoto, load_photo
@@ -25,7 +26,7 @@ from flowers_pl.network.features import pooled_features
 from flowers_pl.network.mobilenet import IMAGENET_MEAN, IMAGENET_STD, FlowerNet, TopLayers, start_from_nothing
 from flowers_pl.network.novelty import TRAINING, Unlike, even_places
 from flowers_pl.network.weights import load_weights
-from flowers_pl.training import checkpoint_files as checkpointing
+from flowers_pl.training import checkpoint_files
 from flowers_pl.training.checkpoint_callback import RunCheckpoints
 from flowers_pl.training.metrics import Scores
 
@@ -280,12 +281,12 @@ class FlowerClassifier(L.LightningModule):
         saved = [one for one in self.trainer.checkpoint_callbacks if isinstance(one, RunCheckpoints)]
         if not saved or saved[0].best_epoch < 0 or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        file = saved[0].path(self.trainer, checkpointing.BEST)
+        file = saved[0].path(self.trainer, BEST)
         fitted = self.fit_unlike(self._data).state() if self.trainer.is_global_zero else None
         fitted = self.trainer.strategy.broadcast(fitted)
         self.unlike = Unlike.from_state(fitted)
         if self.trainer.is_global_zero:
-            checkpointing.add_to_checkpoint(file, {"unlike": fitted})
+            checkpoint_files.add_to_checkpoint(file, {"unlike": fitted})
 
     def fit_unlike(self, data: FlowersDataModule) -> Unlike:
         """Fit `unlike` on photos of the training side and, its limit, on those of the validation side.
@@ -334,7 +335,7 @@ class FlowerClassifier(L.LightningModule):
         Raises:
             FlowersError: there is no such file, or it is not a checkpoint of this project.
         """
-        checkpoint = checkpointing.read_checkpoint(path)
+        checkpoint = checkpoint_files.read_checkpoint(path)
         try:
             model = cls(**checkpoint["hyper_parameters"])
             model.on_load_checkpoint(checkpoint)
@@ -380,7 +381,7 @@ class FlowerClassifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put all that the model needs beside its weights under a key of our own, in plain types."""
-        checkpoint[checkpointing.KEY] = {
+        checkpoint[KEY] = {
             "version": 1,
             "classes": self.classes,
             "image_size": self.image_size,
@@ -398,7 +399,7 @@ class FlowerClassifier(L.LightningModule):
         Raises:
             FlowersError: the data have other classes or another image size.
         """
-        ours = checkpoint[checkpointing.KEY]
+        ours = checkpoint[KEY]
         for name, mine, option in (
             ("classes", self.classes, "--data.root"),
             ("image_size", self.image_size, "--data.image_size"),

@@ -13,12 +13,12 @@ import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.cli import SaveConfigCallback
 
-from flowers_pl.runs.tables import LEFT_OUT, SPLIT
+from flowers_pl.core.files import replacing
+from flowers_pl.core.names import CONFIG, KEY, LAST, LEFT_OUT, SPLIT
 from flowers_pl.training.checkpoint_callback import MIDDLE
-from flowers_pl.training.checkpoint_files import KEY, LAST, read_checkpoint
+from flowers_pl.training.checkpoint_files import read_checkpoint
 
 log = logging.getLogger(__name__)
-CONFIG = "config.yaml"
 OF_THE_COMMAND = {"config", "ckpt_path", "run_name"}  # no settings of a run
 
 
@@ -35,11 +35,10 @@ class RunSettings(SaveConfigCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = trainer.log_dir  # asked on all ranks: Lightning broadcasts it
         if trainer.is_global_zero and folder is not None:
-            file = Path(folder) / self.config_filename
-            file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = file.with_name(f".{file.name}")
-            self.parser.save(self.config, str(unfinished), skip_unset=False, overwrite=True, multifile=False)
-            os.replace(unfinished, file)
+            with replacing(Path(folder) / self.config_filename) as unfinished:
+                self.parser.save(
+                    self.config, str(unfinished), skip_unset=False, overwrite=True, multifile=False
+                )
 
 
 def log_changes(before: Path, now: str) -> bool:

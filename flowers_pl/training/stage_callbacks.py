@@ -19,7 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.data.folder import counted
+from flowers_pl.core.text import plural
 from flowers_pl.network.mobilenet import TopLayers
 from flowers_pl.training.checkpoint_callback import MIDDLE
 from flowers_pl.training.classifier import FlowerClassifier, Stage
@@ -80,7 +80,7 @@ class UnfreezeTopLayers(L.Callback):
         if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= total:
             trainer.fit_loop.max_epochs = total
         elif trainer.max_epochs < total:
-            log.info("--trainer.max_epochs ends the run after %s.", counted(trainer.max_epochs, "epoch"))
+            log.info("--trainer.max_epochs ends the run after %s.", plural(trainer.max_epochs, "epoch"))
         first = Stage(last=not self.epochs[2]) if self.epochs[1] else Stage(2, self.layers)
         _classifier(pl_module).enter_stage(first)
 
@@ -141,7 +141,7 @@ class UnfreezeTopLayers(L.Callback):
         log.info(
             "Stage %d trains %s: %s parameters in %d tensors, Adam at %g, at most %s.",
             module.stage.number, what, f"{sum(map(torch.numel, trained)):,}", len(trained),
-            module.learning_rate, counted(self.epochs[module.stage.number], "epoch"),
+            module.learning_rate, plural(self.epochs[module.stage.number], "epoch"),
         )  # fmt: skip
 
 
@@ -190,7 +190,7 @@ class StageEarlyStopping(L.Callback):
         if self.waited >= self.patience:
             log.info(
                 "Stage %d ends early: the validation loss has not fallen below %.4f for %s.",
-                self.stage, self.best_loss, counted(self.waited, "epoch"),
+                self.stage, self.best_loss, plural(self.waited, "epoch"),
             )  # fmt: skip
             end_stage(trainer, module)
 

@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.training.checkpoint_files import KEY
+from flowers_pl.core.names import KEY
 from flowers_pl.training.classifier import FlowerClassifier
 
 AVERAGE = f"{KEY}_average"  # what a checkpoint holds beside the averaged weights: those that are trained

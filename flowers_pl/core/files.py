@@ -1,0 +1,161 @@
+"""Files and folders written whole or not at all, and tables that are safe in a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flowers_pl.core.errors import FlowersError
+
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 (spreadsheets take the wide ones too)
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Give a path beside `file` to write to; what is written there takes the place of `file` at the end.
+
+    At every moment the old or the new file is there whole: the new one is on the disk before it is renamed.
+    After an error the old file is as it was.
+
+    Raises:
+        OSError: the folder cannot be made, or the file cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{file.stem}-", suffix=file.suffix, dir=file.parent)
+    os.close(handle)
+    unfinished = Path(name)
+    try:
+        yield unfinished
+        with unfinished.open("rb+") as written:
+            os.fsync(written.fileno())
+        unfinished.chmod(0o666 & ~_umask())
+        os.replace(unfinished, file)
+        sync_folder(file.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Give a hidden folder beside `folder` to fill; it takes the place of `folder`, as a whole, at the end.
+
+    Raises:
+        OSError: it cannot be made, filled or renamed; the old folder is as it was.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        unfinished = Path(scratch, "new")
+        unfinished.mkdir()
+        yield unfinished
+        if folder.exists():
+            folder.rename(Path(scratch, "old"))
+        unfinished.rename(folder)
+
+
+def replace_by_copy(source: Path, file: Path) -> None:
+    """Let `file` be what `source` is now: a hard link to it, or a copy where the file system has no links.
+
+    Raises:
+        OSError: it cannot be written; the old file is as it was.
+    """
+    unfinished = file.with_name(f".{file.stem}-{os.getpid()}{file.suffix}")
+    try:
+        unfinished.unlink(missing_ok=True)
+        try:
+            os.link(source, unfinished)
+        except OSError:
+            shutil.copyfile(source, unfinished)
+        os.replace(unfinished, file)
+        sync_folder(file.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def check_writable(folder: str | os.PathLike[str], option: str = "") -> None:
+    """Refuse at once a folder, existing or not, that nothing can be written to in the end.
+
+    Args:
+        folder: where files will go.
+        option: the option that named it, if any, for the message.
+
+    Raises:
+        FlowersError: there is no permission, or a file is in the way.
+    """
+    wanted = Path(folder).absolute()
+    nearest = next(one for one in (wanted, *wanted.parents) if os.path.exists(one))
+    prefix = f"{option}: " if option else ""
+    if not nearest.is_dir():
+        raise FlowersError(
+            f"{prefix}{str(folder)!r} cannot be written to, because {str(nearest)!r} is a file; remove it or"
+            " choose another folder."
+        )
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise FlowersError(
+            f"{prefix}{str(folder)!r} cannot be written to: no permission for {str(nearest)!r}; fix its"
+            " permissions or choose another folder."
+        )
+
+
+def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write a table that `read_csv` takes back and that is safe in a spreadsheet.
+
+    Names that are not UTF-8 keep their bytes (`surrogateescape`). A text that a spreadsheet would take for a
+    formula gets an apostrophe before it (OWASP, "CSV Injection").
+    """
+    with open(file, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        table = [[f"'{cell}" if _is_formula(cell) else cell for cell in row] for row in (header, *rows)]
+        returns = any("\r" in str(cell) for row in table for cell in row)  # quoted from Python 3.13 on only
+        writer = csv.writer(
+            stream, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+        )
+        writer.writerows(table)
+
+
+def read_csv(file: str | os.PathLike[str], columns: Iterable[str] = ()) -> list[dict[str, str]]:
+    """Read the rows of a table that `write_csv` wrote; a missing cell is empty.
+
+    Args:
+        file: the table.
+        columns: those that it must have.
+
+    Raises:
+        LookupError: it lacks a column, which the error names.
+        OSError, csv.Error, UnicodeError: it cannot be read, or is no table.
+    """
+    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        reader = csv.DictReader(stream, restval="")
+        if missing := sorted(set(columns) - set(reader.fieldnames or ())):
+            raise LookupError(missing[0])
+        return [
+            {_unquoted(name): _unquoted(cell) for name, cell in row.items() if name is not None}
+            for row in reader
+        ]
+
+
+def _is_formula(cell: object) -> bool:
+    return isinstance(cell, str) and cell.lstrip("'").startswith(FORMULA)
+
+
+def _unquoted(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _is_formula(cell) else cell

@@ -1,0 +1,16 @@
+"""Names of what a run leaves in its folder, `checkpoints/<run>/`."""
+
+from pathlib import Path
+
+RUNS = Path("checkpoints")
+BEST, LAST = "best.ckpt", "last.ckpt"
+CONFIG = "config.yaml"
+SPLIT, LEFT_OUT, METRICS = "split.csv", "left_out.csv", "metrics.csv"
+PREDICTIONS = "predictions.csv"  # of `predict` and of `test`
+TEST_JSON, TEST_TEXT = "test.json", "test.txt"
+PLOTS = "plots"
+CURVES = f"{PLOTS}/training_curves.png"
+CARD = "MODEL_CARD.md"
+EXPORTS = "exports.json"  # what was exported from a checkpoint, and how well it agrees
+
+KEY = "flowers_pl"  # of this project's own part of a checkpoint
