@@ -28,7 +28,7 @@ from flowers_pl.core.system import best_precision
 from flowers_pl.data.augmentation import augment
 from flowers_pl.data.batches import Batch, BatchKey, BatchSampler
 from flowers_pl.data.decoding import load_photo
-from flowers_pl.data.prefetch import AheadLoader, Share
+from flowers_pl.data.prefetch import PrefetchLoader, ThreadPlan
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.fast_trained import TrainedPart
 from flowers_pl.network.weights import load_weights
@@ -76,7 +76,7 @@ def ceiling(dtype: torch.dtype, threads: int) -> float:
 
 
 def pipeline(
-    data: FlowersDataModule, frozen: FrozenPart, step: Callable[[Batch], None], share: Share
+    data: FlowersDataModule, frozen: FrozenPart, step: Callable[[Batch], None], share: ThreadPlan
 ) -> float:
     """Photos a second of an epoch: read, augment, frozen part, and a step on what comes of it."""
 
@@ -87,7 +87,7 @@ def pipeline(
 
     sampler = BatchSampler(len(data.train_photos), data.batch_size, seed=0)
     start, photos = 0.0, 0
-    for place, batch in enumerate(AheadLoader(sampler, data.train_photos, prepare, lambda: share)):
+    for place, batch in enumerate(PrefetchLoader(sampler, data.train_photos, prepare, lambda: share)):
         step(batch)
         if place == 5:
             start = time.perf_counter()
@@ -168,7 +168,7 @@ def measure(
         batch = Batch(features, labels, numbers, 32, keys=numbers, features=features)
         row(f"trained part, a step of stage {stage}, one core", on_threads(partial(_train, step, batch), 1))
         own = 1 if stage == 1 else max(1, threads // 2)
-        share = Share(threads if stage == 1 else threads - own + 1, own, part)
+        share = ThreadPlan(threads if stage == 1 else threads - own + 1, own, part)
         row(f"stage {stage}, whole step, without Lightning", pipeline(data, frozen[stage], step, share))
 
 

@@ -14,19 +14,21 @@ import torch
 from flowers_pl.data.batches import Batch, BatchSampler
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.feature_cache import KeptFeatures
-from flowers_pl.data.prefetch import AHEAD, AheadLoader, Share
+from flowers_pl.data.prefetch import AHEAD, PrefetchLoader, ThreadPlan
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.mobilenet import FlowerNet
 
 
-def loader(data: FlowersDataModule, share: Share, prepare: object = None) -> AheadLoader:
+def loader(data: FlowersDataModule, share: ThreadPlan, prepare: object = None) -> PrefetchLoader:
     sampler = BatchSampler(len(data.train_photos), 8, seed=3)
-    return AheadLoader(sampler, data.train_photos, prepare or (lambda batch: batch), lambda: share)  # type: ignore[arg-type]
+    return PrefetchLoader(sampler, data.train_photos, prepare or (lambda batch: batch), lambda: share)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("share", [Share(1, 1, 8), Share(3, 1, 3), Share(2, 1, 100)])
-def test_what_a_batch_holds_does_not_depend_on_who_makes_it(data: FlowersDataModule, share: Share) -> None:
-    expected, found = list(loader(data, Share(0, 1, 8))), list(loader(data, share))
+@pytest.mark.parametrize("share", [ThreadPlan(1, 1, 8), ThreadPlan(3, 1, 3), ThreadPlan(2, 1, 100)])
+def test_what_a_batch_holds_does_not_depend_on_who_makes_it(
+    data: FlowersDataModule, share: ThreadPlan
+) -> None:
+    expected, found = list(loader(data, ThreadPlan(0, 1, 8))), list(loader(data, share))
     assert len(found) == len(expected) == len(loader(data, share)) > 2
     for one, other in zip(found, expected, strict=True):
         for name in ("photos", "labels", "rows", "draws", "keys"):
@@ -41,7 +43,7 @@ def test_only_a_few_batches_are_under_way(data: FlowersDataModule) -> None:
         made.append(len(batch.rows))
         return batch
 
-    batches = iter(loader(data, Share(2, 1, 8), note))
+    batches = iter(loader(data, ThreadPlan(2, 1, 8), note))
     next(batches)
     time.sleep(0.1)
     assert len(made) <= AHEAD + 1
@@ -56,7 +58,7 @@ def test_threads_compute_alone_and_leave_all_as_it_was(data: FlowersDataModule) 
         counts.append(torch.get_num_threads())
         return batch
 
-    batches = iter(loader(data, Share(2, 1, 4), note))
+    batches = iter(loader(data, ThreadPlan(2, 1, 4), note))
     next(batches)
     assert torch.get_num_threads() == 1
     list(batches)
@@ -71,7 +73,7 @@ def test_what_goes_wrong_on_a_thread_is_raised(data: FlowersDataModule) -> None:
         raise ValueError("no such photo")
 
     with pytest.raises(ValueError, match="no such photo"):
-        list(loader(data, Share(2, 1, 8), fail))
+        list(loader(data, ThreadPlan(2, 1, 8), fail))
     assert not [one for one in threading.enumerate() if one.name.startswith("ahead")]
 
 

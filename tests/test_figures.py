@@ -24,7 +24,7 @@ from flowers_pl.evaluation.figures import (
     reliability_diagram,
     training_curves,
 )
-from flowers_pl.evaluation.report import judge
+from flowers_pl.evaluation.report import evaluate
 
 FIVE = ["daisy", "dandelion", "rose", "sunflower", "tulip"]
 TWENTY = [
@@ -214,7 +214,7 @@ def bars(axes: Axes) -> list[Rectangle]:
 def test_reliability_diagram(photos: int) -> None:
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet([0.3] * 5, size=photos)
-    report = judge(probabilities, generator.integers(0, 5, photos), FIVE)
+    report = evaluate(probabilities, generator.integers(0, 5, photos), FIVE)
     figure = reliability_diagram(report)
     texts = drawn(figure)
     above, below = figure.axes

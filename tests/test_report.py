@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import multiclass_f1_score
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.evaluation.calibration import BINS
-from flowers_pl.evaluation.report import CAUTION, Report, judge
+from flowers_pl.evaluation.report import CAUTION, Report, evaluate
 
 CLOSE = 1e-6
 
@@ -59,7 +59,7 @@ CASES = [
 @pytest.mark.parametrize(("probabilities", "labels"), CASES)
 def test_scikit_learn_says_the_same(probabilities: np.ndarray, labels: np.ndarray) -> None:
     classes = probabilities.shape[1]
-    report = judge(probabilities, labels, names(classes), resamples=10)
+    report = evaluate(probabilities, labels, names(classes), resamples=10)
     predictions = probabilities.argmax(1)
     everything = {"labels": range(classes), "zero_division": 0}
     *each, support = metrics.precision_recall_fscore_support(labels, predictions, **everything)
@@ -79,29 +79,29 @@ def test_top_2(probabilities: np.ndarray, labels: np.ndarray) -> None:
     """Of equal probabilities scikit-learn takes the last first, we the first: it is told all backwards."""
     classes = probabilities.shape[1]
     if classes == 2:
-        assert judge(probabilities, labels, names(2)).top2_accuracy == 1
+        assert evaluate(probabilities, labels, names(2)).top2_accuracy == 1
         return
     backwards = classes - 1 - labels
     theirs = metrics.top_k_accuracy_score(backwards, probabilities[:, ::-1], k=2, labels=range(classes))
-    assert judge(probabilities, labels, names(classes)).top2_accuracy == pytest.approx(theirs, abs=CLOSE)
+    assert evaluate(probabilities, labels, names(classes)).top2_accuracy == pytest.approx(theirs, abs=CLOSE)
 
 
 def test_macro_f1_is_that_of_the_training_curves() -> None:
     probabilities, labels = absent(0)
     theirs = multiclass_f1_score(torch.tensor(probabilities), torch.tensor(labels), 5, average="macro")
-    report = judge(probabilities, labels, names(5))
+    report = evaluate(probabilities, labels, names(5))
     assert report.macro["f1"] == pytest.approx(float(theirs), abs=CLOSE)
     assert report.occurring.tolist() == [True, True, True, False, True]
     assert report.macro["f1"] > report.per_class["f1"].mean() + 0.01
     assert "which the macro average leaves out: 1." in report.text()
-    assert "leaves out" not in judge(*drawn(0), names(5)).text()
+    assert "leaves out" not in evaluate(*drawn(0), names(5)).text()
 
 
 def test_cross_entropy() -> None:
     probabilities, labels = drawn(1)
     theirs = metrics.log_loss(labels, probabilities, labels=range(5))
-    assert judge(probabilities, labels, names(5)).nll == pytest.approx(theirs, abs=CLOSE)
-    hopeless = judge(np.array([[1.0, 0.0]]), np.array([1]), names(2))
+    assert evaluate(probabilities, labels, names(5)).nll == pytest.approx(theirs, abs=CLOSE)
+    hopeless = evaluate(np.array([[1.0, 0.0]]), np.array([1]), names(2))
     assert 87 < hopeless.nll < 88
 
 
@@ -126,7 +126,7 @@ def plain_ece(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, lis
 
 @pytest.mark.parametrize(("probabilities", "labels"), CASES)
 def test_calibration_error_as_a_plain_loop_finds_it(probabilities: np.ndarray, labels: np.ndarray) -> None:
-    report = judge(probabilities, labels, names(probabilities.shape[1]), resamples=10)
+    report = evaluate(probabilities, labels, names(probabilities.shape[1]), resamples=10)
     error, counts = plain_ece(probabilities, labels)
     assert report.ece == pytest.approx(error, abs=CLOSE)
     assert report.bins.counts.tolist() == counts
@@ -135,10 +135,10 @@ def test_calibration_error_as_a_plain_loop_finds_it(probabilities: np.ndarray, l
 
 def test_calibration_by_hand() -> None:
     """Ten photos at 0.8, half of them right: 0.3 apart, and in the bin that 0.8 is the upper edge of."""
-    report = judge(np.tile([0.8, 0.2], (10, 1)), np.arange(10) % 2, names(2))
+    report = evaluate(np.tile([0.8, 0.2], (10, 1)), np.arange(10) % 2, names(2))
     assert report.ece == pytest.approx(0.3)
     assert report.bins.counts.nonzero()[0].tolist() == [11]
-    assert judge(np.array([[1.0, 0.0]]), np.array([0]), names(2)).ece == 0
+    assert evaluate(np.array([[1.0, 0.0]]), np.array([0]), names(2)).ece == 0
 
 
 # ---------------------------------------------------------------- intervals
@@ -156,14 +156,14 @@ def test_intervals_as_a_plain_bootstrap_finds_them() -> None:
             (metrics.accuracy_score(truth, predicted), metrics.f1_score(truth, predicted, average="macro"))
         )
     slow = np.percentile(scores, [2.5, 97.5], axis=0)
-    fast = judge(probabilities, labels, names(5), resamples=8000).intervals
+    fast = evaluate(probabilities, labels, names(5), resamples=8000).intervals
     np.testing.assert_allclose(fast["accuracy"], slow[:, 0], atol=0.012)
     np.testing.assert_allclose(fast["macro_f1"], slow[:, 1], atol=0.012)
 
 
 def test_intervals_leave_out_classes_that_a_resample_lacks() -> None:
     """Two photos, both right: macro F1 is 1 whichever is drawn; over both classes it would often be 0.5."""
-    report = judge(np.eye(2), np.arange(2), names(2))
+    report = evaluate(np.eye(2), np.arange(2), names(2))
     assert report.intervals == {"accuracy": (1, 1), "macro_f1": (1, 1)}
 
 
@@ -175,13 +175,13 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
         labels = generator.integers(0, 4, 200)
         right = generator.random(200) < 0.8
         probabilities = np.eye(4)[np.where(right, labels, (labels + 1) % 4)]
-        low, high = judge(probabilities, labels, names(4), resamples=400).intervals["accuracy"]
+        low, high = evaluate(probabilities, labels, names(4), resamples=400).intervals["accuracy"]
         held += low <= 0.8 <= high
     assert 0.90 < held / 300 < 0.99
 
 
 def test_intervals_follow_the_seed() -> None:
-    first, again, other = (judge(*drawn(0), names(5), seed=seed).intervals for seed in (0, 0, 1))
+    first, again, other = (evaluate(*drawn(0), names(5), seed=seed).intervals for seed in (0, 0, 1))
     assert first == again != other
 
 
@@ -189,7 +189,7 @@ def test_intervals_follow_the_seed() -> None:
 
 
 def report(**said: bool | str) -> Report:
-    return judge(*drawn(0, 860), names(5), **said)  # type: ignore[arg-type]
+    return evaluate(*drawn(0, 860), names(5), **said)  # type: ignore[arg-type]
 
 
 def test_the_text_is_a_table() -> None:
@@ -214,7 +214,7 @@ def test_the_text_is_a_table() -> None:
 
 
 def test_no_mistake_is_not_taken_for_certainty() -> None:
-    text = judge(np.eye(3)[np.arange(150) % 3], np.arange(150) % 3, names(3)).text()
+    text = evaluate(np.eye(3)[np.arange(150) % 3], np.arange(150) % 3, names(3)).text()
     assert "all predicted rightly" in text
     assert "may still be 2.0 points away" in text
     assert "is noise" not in text
@@ -263,11 +263,11 @@ def test_photos_that_chose_nothing_need_no_caution() -> None:
 )
 def test_arguments_that_do_not_fit(probabilities: np.ndarray, labels: np.ndarray) -> None:
     with pytest.raises(ValueError, match="probabilities"):
-        judge(probabilities, labels, names(3))
+        evaluate(probabilities, labels, names(3))
 
 
 def test_what_a_user_can_mend() -> None:
     with pytest.raises(FlowersError, match="no photo to judge"):
-        judge(np.zeros((0, 3)), np.zeros(0, int), names(3))
+        evaluate(np.zeros((0, 3)), np.zeros(0, int), names(3))
     with pytest.raises(FlowersError, match="diverged"):
-        judge(np.full((2, 3), np.nan), np.zeros(2, int), names(3))
+        evaluate(np.full((2, 3), np.nan), np.zeros(2, int), names(3))

@@ -24,7 +24,7 @@ from flowers_pl.data.duplicates import duplicate_groups
 from flowers_pl.data.exclusions import leave_out
 from flowers_pl.data.feature_cache import KeptFeatures
 from flowers_pl.data.folder import LeftOut, Photo, check_classes, list_photos, list_pictures, tell_left_out
-from flowers_pl.data.prefetch import AheadLoader, FrozenStart, Share
+from flowers_pl.data.prefetch import FrozenStart, PrefetchLoader, ThreadPlan
 from flowers_pl.data.sampling import Balance
 from flowers_pl.data.split import (
     TRAIN,
@@ -264,29 +264,29 @@ class FlowersDataModule(L.LightningDataModule):
                 f" multiple of {ranks}."
             )
 
-    def train_dataloader(self) -> AheadLoader:
+    def train_dataloader(self) -> PrefetchLoader:
         """Shuffled and augmented anew each epoch."""
         self.check_ranks(self.trainer.world_size if self.trainer is not None else 1)
         return self._loader(self.train_photos, self.batch_size, shuffled=True)
 
-    def val_dataloader(self) -> AheadLoader:
+    def val_dataloader(self) -> PrefetchLoader:
         """The validation side as it is, in the order of its paths."""
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return self._loader(self.val_photos, 2 * self.batch_size)
         self._kept = KeptFeatures(self.val_photos, self._frozen, self.cache_dir)
         return self._loader(self._kept, 2 * self.batch_size)
 
-    def test_dataloader(self) -> AheadLoader:
+    def test_dataloader(self) -> PrefetchLoader:
         """All photos of `test_root`, or the validation side."""
         return self.val_dataloader() if self.test_root is None else self.predict_dataloader()
 
-    def predict_dataloader(self) -> AheadLoader:
+    def predict_dataloader(self) -> PrefetchLoader:
         """Photos read from their files, in the order of their paths."""
         return self._loader(self.files, 2 * self.batch_size)
 
     def _loader(
         self, photos: CachedPhotos | KeptFeatures | PhotoFiles, batch_size: int, shuffled: bool = False
-    ) -> AheadLoader:
+    ) -> PrefetchLoader:
         rank, ranks = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         )
@@ -295,25 +295,25 @@ class FlowersDataModule(L.LightningDataModule):
             sampler.seed, sampler.position = self.seed, self._position
             sampler.labels, sampler.balance = self.train_photos.labels, self.balance
         prepare = self._prepare if self._on_cpu() else _as_it_is
-        return AheadLoader(sampler, photos, prepare, partial(self._share, photos))
+        return PrefetchLoader(sampler, photos, prepare, partial(self._share, photos))
 
     def _on_cpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cpu"
 
-    def _share(self, photos: CachedPhotos | KeptFeatures | PhotoFiles) -> Share:
+    def _share(self, photos: CachedPhotos | KeptFeatures | PhotoFiles) -> ThreadPlan:
         """Who computes what while batches are prepared."""
         if isinstance(photos, KeptFeatures):
             photos.begin()
         frozen, cores = self._frozen(), torch.get_num_threads()
         part = frozen.chunk if frozen is not None else 8
         if self.workers == 0 or (isinstance(photos, KeptFeatures) and photos.complete()):
-            return Share(0, cores, part)
+            return ThreadPlan(0, cores, part)
         if not self._on_cpu():
-            return Share(self.workers or cores, cores, part)
+            return ThreadPlan(self.workers or cores, cores, part)
         if cores == 1 and self.workers is None:
-            return Share(0, 1, part)
+            return ThreadPlan(0, 1, part)
         own = _own_cores(frozen, cores)
-        return Share(self.workers or min(cores, cores - own + 1), own, part)
+        return ThreadPlan(self.workers or min(cores, cores - own + 1), own, part)
 
     def _position(self) -> tuple[int, int]:
         """The epoch, and the batch to start with: not 0 after a resume inside an epoch."""

@@ -43,7 +43,7 @@ class FrozenStart(Protocol):
         ...
 
 
-class Share(NamedTuple):
+class ThreadPlan(NamedTuple):
     """Who computes what while batches are prepared.
 
     Args:
@@ -57,7 +57,7 @@ class Share(NamedTuple):
     part: int
 
 
-class AheadLoader:
+class PrefetchLoader:
     """Batches in the sampler's order, each put together from parts that threads prepare.
 
     Args:
@@ -72,7 +72,7 @@ class AheadLoader:
         sampler: BatchSampler,
         photos: Dataset[Batch],
         prepare: Callable[[Batch], Batch],
-        share: Callable[[], Share],
+        share: Callable[[], ThreadPlan],
     ) -> None:
         self.keys, self.photos, self.prepare, self.share = sampler, photos, prepare, share
 

@@ -21,7 +21,7 @@ CAUTION = "These {kind} also chose the checkpoint, so the figures are a little t
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What `judge` found.
+    """What `evaluate` found.
 
     Precision, recall and F1 are 0 where they are undefined (scikit-learn's `zero_division=0`). Macro averages
     are over the classes that occur among truths or predictions, as scikit-learn's are without `labels`, and
@@ -56,7 +56,7 @@ class Report:
 
     @property
     def accuracy(self) -> float:
-        """Share of right predictions."""
+        """ThreadPlan of right predictions."""
         return float(self.confusion.trace() / self.photos)
 
     @property
@@ -158,7 +158,7 @@ class Report:
         }
 
 
-def judge(
+def evaluate(
     probabilities: np.ndarray,
     labels: np.ndarray,
     classes: Sequence[str],

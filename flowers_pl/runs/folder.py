@@ -25,7 +25,7 @@ from flowers_pl.data.folder import Photo
 from flowers_pl.data.split import Placed
 from flowers_pl.evaluation import figures
 from flowers_pl.evaluation.predictions import prediction_rows, write_predictions
-from flowers_pl.evaluation.report import Report, judge
+from flowers_pl.evaluation.report import Report, evaluate
 from flowers_pl.runs.tables import read_table
 from flowers_pl.training.checkpoint_files import read_checkpoint
 
@@ -125,7 +125,7 @@ def write_report(
             log.warning("Left out: %s (%s).", printable(row.path), row.error)
     judged = [(photo, row) for photo, row in zip(data.judged, rows, strict=True) if not row.error]
     own = data.test_root is not None
-    report = judge(
+    report = evaluate(
         np.array([row.probabilities for _, row in judged]),
         np.array([classes.index(photo.label) for photo, _ in judged]),
         classes,
