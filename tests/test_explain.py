@@ -16,7 +16,6 @@ from flowers_pl.explain import activation_maps as heatmaps
 from flowers_pl.explain.activation_maps import METHODS, class_activation_maps
 from flowers_pl.explain.explanations import (
     Explained,
-    even_sample,
     explain_photos,
     explanation_figure,
     grid_figure,
@@ -287,12 +286,3 @@ def test_the_grid_has_rows_of_classes_with_right_and_wrong_ones() -> None:
     assert unknown.axes[0].get_title() == "ant 80%"
     assert "shown" not in unknown.get_suptitle()
     grid_figure([], CLASSES)
-
-
-def test_samples_are_even_over_the_classes_and_drawn_by_seed() -> None:
-    labels = np.array([0] * 50 + [1] * 3 + [2] * 20)
-    chosen = even_sample(labels, 9)
-    assert labels[chosen].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert np.array_equal(chosen, even_sample(labels, 9))
-    assert not np.array_equal(chosen, even_sample(labels, 9, seed=1))
-    assert sorted(even_sample(labels, 100)) == list(range(73))

@@ -251,7 +251,7 @@ class FlowersCLI(FlowersOptions):
             data = self.datamodule
             results = {
                 "judged": f"validation {data.kind}; this side chose the checkpoint",
-                "photos": len(data.judged),
+                "photos": len(data.reported_photos),
             }
             results |= {name.partition("_")[2]: value for name, value in metrics.items()}
             write_final(model.cpu(), self._run / BEST, final, data, CHECKED, results=results)
@@ -263,7 +263,7 @@ class FlowersCLI(FlowersOptions):
         """Judge the validation side."""
         metrics = self._judge(self.trainer.validate, self._load())
         data = self.datamodule
-        print(f"{len(data.judged)} validation {data.kind}; this side chose the checkpoint.")
+        print(f"{len(data.reported_photos)} validation {data.kind}; this side chose the checkpoint.")
         print(_lines(metrics))
 
     def test(self, **kwargs: Any) -> None:
@@ -289,7 +289,7 @@ class FlowersCLI(FlowersOptions):
             model = self._load()
             classes = model.classes
             found = cast("list[Prediction]", self.trainer.predict(model, datamodule=self.datamodule))
-        rows = prediction_rows(found, [photo.path for photo in self.datamodule.judged], classes)
+        rows = prediction_rows(found, [photo.path for photo in self.datamodule.reported_photos], classes)
         file, failed = self._predictions(), sum(bool(row.error) for row in rows)
         if self.config.predict.out is None and file.exists() and (self._run / TEST_JSON).exists():
             log.warning("%s is written anew; it may be that of 'test' (--out names another file).", file)

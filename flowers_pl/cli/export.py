@@ -86,7 +86,11 @@ def write_final(
 
     log.info("Writing %s, then comparing it with %s …", file, ckpt)
     (export_onnx if file.suffix == ".onnx" else export_torch)(model, file)
-    judged = data.judged[:: max(1, len(data.judged) // checked)] if checked else data.judged
+    judged = (
+        data.reported_photos[:: max(1, len(data.reported_photos) // checked)]
+        if checked
+        else data.reported_photos
+    )
     photos = readable_photos(data.root, (photo.path for photo in judged))
     agreement = check_export(Exported.open(file), model, (photo for _, photo in photos))
     agreement.verify()
@@ -158,7 +162,7 @@ def _quantized(file: Path, data: FlowersDataModule) -> dict[str, str]:
     training = [one.path for one in data.placed if one.side == TRAIN]
     sample = training[:: max(1, len(training) // CALIBRATED)]
     quantize_int8(file, small, (photo for _, photo in readable_photos(data.root, sample)))
-    label_of = {photo.path: data.classes.index(photo.label) for photo in data.judged}
+    label_of = {photo.path: data.classes.index(photo.label) for photo in data.reported_photos}
     labels = np.array([label_of[path] for path, _ in readable_photos(data.root, label_of)])
     before, after = (
         Exported.open(one).each(photo for _, photo in readable_photos(data.root, label_of))

@@ -67,7 +67,8 @@ def class_folders(root: str | os.PathLike[str], option: str = "--data.root") -> 
         )
     except PermissionError as error:
         raise FlowersError(
-            f"{option}: there is no permission to look into {str(root)!r}; see to it, or give another folder."
+            f"{option}: there is no permission to read {str(root)!r}; fix its permissions or give another"
+            " folder."
         ) from error
     if not classes:
         raise FlowersError(f"{option}: {str(root)!r} has no class folders; {LAYOUT}.")
@@ -141,7 +142,7 @@ def check_classes(
     return classes
 
 
-def tell_left_out(left_out: Sequence[LeftOut], root: str | os.PathLike[str], allowed: bool) -> None:
+def report_left_out(left_out: Sequence[LeftOut], root: str | os.PathLike[str], allowed: bool) -> None:
     """Name the files that cannot be read.
 
     Args:
@@ -156,7 +157,7 @@ def tell_left_out(left_out: Sequence[LeftOut], root: str | os.PathLike[str], all
         path, reason = left_out[0]
         raise FlowersError(
             f"--data.unreadable error: {len(left_out)} files below {str(root)!r} cannot be read, the first is"
-            f" {path!r} ({reason}); mend or remove them, or name them in a list for --data.exclude, or give"
+            f" {path!r} ({reason}); repair or remove them, or name them in a list for --data.exclude, or give"
             " --data.unreadable skip."
         )
     for path, reason in left_out[:NAMED]:

@@ -71,15 +71,3 @@ class Unlike:
     def from_state(cls, state: Mapping[str, Any] | None) -> Unlike | None:
         """What `state` gave; None for a checkpoint that has none."""
         return None if state is None else cls(**state)
-
-
-def even_places(labels: np.ndarray, most: int = TRAINING) -> np.ndarray:
-    """About `most` photos, evenly spread, as many of each class where it has them: int64 places, sorted."""
-    classes = np.unique(labels)
-    each = max(1, most // len(classes))
-    places = [np.flatnonzero(labels == label) for label in classes]
-    return np.sort(
-        np.concatenate(
-            [some[np.linspace(0, len(some) - 1, min(each, len(some))).astype(np.int64)] for some in places]
-        )
-    )

@@ -119,11 +119,11 @@ def write_report(
         classes: the model's.
         tested: what it predicted.
     """
-    rows = prediction_rows(tested, [photo.path for photo in data.judged], classes)
+    rows = prediction_rows(tested, [photo.path for photo in data.reported_photos], classes)
     for row in rows:
         if row.error:
             log.warning("Left out: %s (%s).", printable(row.path), row.error)
-    judged = [(photo, row) for photo, row in zip(data.judged, rows, strict=True) if not row.error]
+    judged = [(photo, row) for photo, row in zip(data.reported_photos, rows, strict=True) if not row.error]
     own = data.test_root is not None
     report = evaluate(
         np.array([row.probabilities for _, row in judged]),

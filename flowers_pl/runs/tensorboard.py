@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.batches import Batch, CachedPhotos
+from flowers_pl.data.sampling import even_sample
 from flowers_pl.runs.sheets import BLACK, GREEN, RED, Captioned, matrix_sheet, photo_sheet
 from flowers_pl.training.classifier import FlowerClassifier
 
@@ -131,7 +132,6 @@ class LogGradCam(L.Callback):
     def _sheet(self, trainer: L.Trainer, module: L.LightningModule) -> np.ndarray:
         from flowers_pl.explain.explanations import (  # the library takes half a second
             beside,
-            even_sample,
             explain_photos,
         )
 

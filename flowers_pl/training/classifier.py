@@ -20,11 +20,12 @@ from flowers_pl.core.names import BEST, KEY
 from flowers_pl.data.batches import Batch, CachedPhotos, Prediction
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.decoding import UnreadablePhoto, load_photo
+from flowers_pl.data.sampling import even_sample
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.fast_trained import TrainedPart
 from flowers_pl.network.features import pooled_features
 from flowers_pl.network.mobilenet import IMAGENET_MEAN, IMAGENET_STD, FlowerNet, TopLayers, start_from_nothing
-from flowers_pl.network.novelty import TRAINING, Unlike, even_places
+from flowers_pl.network.novelty import TRAINING, Unlike
 from flowers_pl.network.weights import load_weights
 from flowers_pl.training import checkpoint_files
 from flowers_pl.training.checkpoint_callback import RunCheckpoints
@@ -295,7 +296,7 @@ class FlowerClassifier(L.LightningModule):
             data: set up for `fit`.
         """
         training, held_out = (
-            self._features(photos, even_places(photos.labels, most))
+            self._features(photos, even_sample(photos.labels, most))
             for photos, most in ((data.train_photos, TRAINING), (data.val_photos, 2 * TRAINING))
         )
         self.unlike = Unlike.fit(training, held_out)
