@@ -77,15 +77,16 @@ class PrefetchLoader:
         prepare: Callable[[Batch], Batch],
         plan: Callable[[], ThreadPlan],
     ) -> None:
-        self.sampler, self.dataset, self.prepare, self.plan = sampler, dataset, prepare, plan
+        self.keys, self.dataset, self.prepare, self.plan = sampler, dataset, prepare, plan
+        # An attribute `sampler` would make Lightning take this for a DataLoader.
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return len(self.keys)
 
     def __iter__(self) -> Iterator[Batch]:
         threads, own_cores, size = self.plan()
         if threads == 0:
-            yield from (join([self._make(part) for part in _parts(key, size)]) for key in self.sampler)
+            yield from (join([self._make(part) for part in _parts(key, size)]) for key in self.keys)
             return
         num_threads, interval = torch.get_num_threads(), sys.getswitchinterval()
         workers = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
@@ -94,7 +95,7 @@ class PrefetchLoader:
             _compute_alone(workers, threads)
             torch.set_num_threads(own_cores)
             sys.setswitchinterval(SWITCH_INTERVAL)
-            for key in self.sampler:
+            for key in self.keys:
                 under_way.append([workers.submit(self._make, part) for part in _parts(key, size)])
                 if len(under_way) > PREFETCHED:
                     yield _joined(under_way)
