@@ -19,7 +19,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowers_pl.cli.app import main
-from flowers_pl.cli.options import SUMMARIES
+from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.data.decoding import load_photo, read_photo
 from flowers_pl.data.drawings import KINDS, draw_flower
 from flowers_pl.export.load import Exported
@@ -474,7 +474,7 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["predict"], "--data.predict_root is missing"),
         (["predict", "--data.predict_root", "nowhere"], "no photo or folder 'nowhere'"),
         (["predict", "--exported", "nowhere.onnx"], "--exported: there is no file 'nowhere.onnx'"),
-        (["test", "--data.image_size", "64"], "best.ckpt sees 32 pixels a side, not 64; leave it out."),
+        (["test", "--data.image_size", "64"], "best.ckpt takes 32 pixels a side, not 64; leave it out."),
         (
             ["predict", "--data.predict_root", "photos", "--out", "checkpoints"],
             "--out: 'checkpoints' is a folder",
@@ -495,7 +495,7 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["explain", "--ckpt_path", "nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),
         (["export", "--format", "torch", "--quantize", "int8"], "--quantize"),
         (["export", "--format", "coreml"], "coreml"),
-        (["fit", "--config", "broken.yaml"], "--config: 'broken.yaml' is no YAML (while parsing"),
+        (["fit", "--config", "broken.yaml"], "--config: 'broken.yaml' is not valid YAML (line 2, column 1)"),
         (["fit", "--config", "words.yaml"], "--config: 'words.yaml' holds no settings"),
         (["fit", "--config", '{"data": {"root": "nowhere"}}'], "no folder 'nowhere'"),  # settings, no file
         (
@@ -509,7 +509,7 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["fit", "--trainer.devices", "0", "--trainer.accelerator", "cpu"], "devices='0'"),
         (["explain", "--most", "0"], "--most must be at least 1"),
         (["explain", "--faithfulness", "-3"], "--faithfulness must be at least 0, not -3"),
-        (["fit", "--trainer.accelerator", "tpu"], "--trainer.…: what is asked for needs a package"),
+        (["fit", "--trainer.accelerator", "tpu"], "--trainer.accelerator: it needs a package that is not installed"),
         (["export", "--quantize", "int4"], "--quantize must be int8 or null, not int4"),
         (
             ["export", "--out", "model.txt"],
@@ -637,7 +637,7 @@ def test_help_has_the_recipe_first_and_one_line_of_usage(
     assert ended.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith(f"usage: python -m flowers_pl {command} [options]\n\n{SUMMARIES[command]}\n")
-    places = [said.index(f"  --{option} ") for option in ("data.root", "ckpt_path", "trainer.devices")]
+    places = [said.index(f"  --{option} ") for option in ("ckpt_path", "data.root", "trainer.devices")]
     assert places == sorted(places)
     assert ("last.ckpt: settings" in said) == (command == "fit")
     assert ("newest best.ckpt" in said) == (command != "fit")

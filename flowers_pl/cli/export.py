@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from flowers_pl.cli.commands import SUMMARIES
+from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable
 from flowers_pl.core.names import CARD, EXPORTS, KEY, LEFT_OUT, RUNS, TEST_JSON
@@ -195,3 +197,10 @@ def predict_exported(file: Path, data: FlowersDataModule) -> tuple[list[str], li
         Prediction(batch.rows, torch.from_numpy(exported(batch.photos)), batch.unreadable)
         for batch in data.predict_dataloader()
     ]
+
+
+def run(args: list[str]) -> None:
+    """Run the subcommand."""
+    options = Options("export", SUMMARIES["export"])
+    options.add_function(export)
+    export(**options.parser.instantiate(options.parse(args)))
