@@ -16,7 +16,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from flowers_pl.cli.export import CHECKED, predict_exported, write_card, write_final
 from flowers_pl.cli.messages import quieten
 from flowers_pl.cli.options import OTHERS, FlowersOptions
 from flowers_pl.core.errors import FlowersError
@@ -40,6 +39,7 @@ from flowers_pl.data.batches import Prediction
 from flowers_pl.data.split import Placed
 from flowers_pl.evaluation.predictions import prediction_rows, prediction_table, write_predictions
 from flowers_pl.network.weights import check_weights
+from flowers_pl.runs.final_model import NUM_CHECKED, predict_exported, write_card, write_final
 from flowers_pl.runs.folder import draw_curves, rows_of, unused, write_report
 from flowers_pl.runs.progress import EpochLines, bars_for
 from flowers_pl.runs.tables import DataFiles, EpochTable, Throughput
@@ -254,7 +254,8 @@ class FlowersCLI(FlowersOptions):
                 "photos": len(data.judged),
             }
             results |= {name.partition("_")[2]: value for name, value in metrics.items()}
-            write_final(model.cpu(), self._run / BEST, final, data, CHECKED, results=results)
+            ckpt = self._run / BEST
+            write_final(model.cpu(), ckpt, final, data.root, data.placed, NUM_CHECKED, results=results)
         log.info("Best epoch: %d. On the validation side, which chose it:", best_epoch + 1)
         print(_lines(metrics))
         log.info("Everything of this run lies in %s; 'tensorboard --logdir %s' shows it.", self._run, RUNS)
