@@ -17,7 +17,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from flowers_pl.cli.checkpoints import check_not_in_config, checkpoint_to_resume
 from flowers_pl.cli.commands import RUN_NAME, SUMMARIES
 from flowers_pl.cli.evaluating import lines, metrics_of
-from flowers_pl.cli.export import CHECKED, write_final
 from flowers_pl.cli.options import Options
 from flowers_pl.cli.trainer import choose_precision, make_trainer, seed
 from flowers_pl.core.errors import FlowersError
@@ -27,6 +26,7 @@ from flowers_pl.core.signals import Stopped, StopSignals, end_with_launcher, los
 from flowers_pl.core.text import plural
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.network.weights import check_weights
+from flowers_pl.runs.final_model import NUM_CHECKED, write_final
 from flowers_pl.runs.folder import draw_curves, unused
 from flowers_pl.runs.progress import EpochLines
 from flowers_pl.runs.tables import DataFiles, EpochTable, Throughput
@@ -250,7 +250,8 @@ def _conclude(made: Run, best_epoch: int, metrics: dict[str, float]) -> None:
         }
         results |= {name.partition("_")[2]: value for name, value in metrics.items()}
         final = made.folder / FINAL[made.settings.export]
-        write_final(made.model.cpu(), made.folder / BEST, final, data, CHECKED, results=results)
+        best = made.folder / BEST
+        write_final(made.model.cpu(), best, final, data.root, data.placed, NUM_CHECKED, results=results)
     log.info("Best epoch: %d. On the validation side, which chose it:", best_epoch + 1)
     print(lines(metrics))
     log.info("Everything of this run is in %s; 'tensorboard --logdir %s' shows it.", made.folder, RUNS)

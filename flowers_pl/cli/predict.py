@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from flowers_pl.cli.checkpoints import exported_model
 from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.evaluating import prepare
-from flowers_pl.cli.export import predict_exported
+from flowers_pl.runs.final_model import predict_exported
 from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.names import PREDICTIONS, TEST_JSON
