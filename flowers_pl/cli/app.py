@@ -47,10 +47,11 @@ from flowers_pl.runs.tensorboard import LogPredictions
 from flowers_pl.training.checkpoint_callback import RunCheckpoints
 from flowers_pl.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
+from flowers_pl.training.novelty_callback import FitNovelty
 from flowers_pl.training.resume import (
     epochs_after,
     finished,
-    how_to_go_on,
+    how_to_resume,
     job_name,
     log_changes,
     remove_unbegun,
@@ -183,6 +184,7 @@ class FlowersCLI(FlowersOptions):
                     DataFiles(self._run),
                     LogPredictions(),
                     RunCheckpoints(str(self._run), every, self._signals),
+                    FitNovelty(),
                 ],
                 "plugins": [*(given["plugins"] or []), AtomicCheckpointIO()],
             }
@@ -203,7 +205,7 @@ class FlowersCLI(FlowersOptions):
         try:
             self._fit(model)
         except Stopped as stop:
-            stop.advice = how_to_go_on(self._run)
+            stop.advice = how_to_resume(self._run)
             raise
         except FlowersError:
             if self.trainer.is_global_zero and self._ckpt is None:
@@ -213,7 +215,7 @@ class FlowersCLI(FlowersOptions):
             if not lost_contact(error):
                 raise
             raise FlowersError(
-                f"Another process of this run has ended, so this one ends too; {how_to_go_on(self._run)}"
+                f"Another process of this run has ended, so this one ends too; {how_to_resume(self._run)}"
             ) from error
 
     def _fit(self, model: FlowerClassifier) -> None:

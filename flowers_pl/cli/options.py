@@ -20,10 +20,10 @@ from flowers_pl.core.names import CONFIG, KEY
 from flowers_pl.core.signals import StopSignals
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.runs.folder import settings_of
+from flowers_pl.runs.settings import RunSettings
 from flowers_pl.runs.tensorboard import LogGradCam
 from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
-from flowers_pl.training.resume import RunSettings
 from flowers_pl.training.stage_callbacks import StageEarlyStopping, UnfreezeTopLayers
 from flowers_pl.training.weight_average import WeightAverage
 
