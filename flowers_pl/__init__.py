@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from flowers_pl.training.checkpoint_callback import RunCheckpoints
     from flowers_pl.training.checkpoint_files import AtomicCheckpointIO
     from flowers_pl.training.classifier import FlowerClassifier
+    from flowers_pl.training.novelty_callback import FitNovelty
     from flowers_pl.training.stage_callbacks import StageEarlyStopping, UnfreezeTopLayers
     from flowers_pl.training.weight_average import WeightAverage
 
@@ -47,6 +48,7 @@ _MODULES = {
     "BatchSampler": "data.batches",
     "EpochTable": "runs.tables",
     "Exported": "export.load",
+    "FitNovelty": "training.novelty_callback",
     "FlowerClassifier": "training.classifier",
     "FlowerNet": "network.mobilenet",
     "FlowersDataModule": "data.datamodule",
@@ -89,6 +91,7 @@ __all__ = [
     "BatchSampler",
     "EpochTable",
     "Exported",
+    "FitNovelty",
     "FlowerClassifier",
     "FlowerNet",
     "FlowersDataModule",

@@ -29,13 +29,14 @@ from flowers_pl.network.weights import check_weights
 from flowers_pl.runs.final_model import NUM_CHECKED, write_final
 from flowers_pl.runs.folder import draw_curves, unused
 from flowers_pl.runs.progress import EpochLines
+from flowers_pl.runs.settings import RunSettings
 from flowers_pl.runs.tables import DataFiles, EpochTable, Throughput
 from flowers_pl.runs.tensorboard import LogGradCam, LogPredictions
 from flowers_pl.training.checkpoint_callback import RunCheckpoints
 from flowers_pl.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
+from flowers_pl.training.novelty_callback import FitNovelty
 from flowers_pl.training.resume import (
-    RunSettings,
     epochs_after,
     finished,
     how_to_resume,
@@ -171,6 +172,7 @@ def _make(args: list[str], signals: StopSignals) -> Run:
             DataFiles(folder),
             LogPredictions(),
             RunCheckpoints(str(folder), settings.save_every_n_steps, signals),
+            FitNovelty(),
             *own,
             RunSettings(folder / CONFIG, options.parser.dump(settings, skip_unset=False)),
         ]

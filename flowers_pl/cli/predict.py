@@ -11,13 +11,13 @@ from jsonargparse import Namespace
 from flowers_pl.cli.checkpoints import exported_model
 from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.evaluating import prepare
-from flowers_pl.runs.final_model import predict_exported
 from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.names import PREDICTIONS, TEST_JSON
 from flowers_pl.core.text import plural
 from flowers_pl.data.batches import Prediction
 from flowers_pl.evaluation.predictions import prediction_rows, prediction_table, write_predictions
+from flowers_pl.runs.final_model import predict_exported
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ import logging
 
 from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.evaluating import prepare
-from flowers_pl.runs.final_model import write_card
 from flowers_pl.core.names import BEST, CARD, SPLIT
 from flowers_pl.data.split import Placed
+from flowers_pl.runs.final_model import write_card
 from flowers_pl.runs.folder import rows_of, write_report
 
 log = logging.getLogger(__name__)
