@@ -40,8 +40,9 @@ from flowers_pl.data.batches import Prediction
 from flowers_pl.data.split import Placed
 from flowers_pl.evaluation.predictions import prediction_rows, prediction_table, write_predictions
 from flowers_pl.network.weights import check_weights
-from flowers_pl.runs.folder import draw_curves, rows_of, unused, write_report
+from flowers_pl.runs.folder import rows_of, unused_run_name
 from flowers_pl.runs.progress import EpochLines, bars_for
+from flowers_pl.runs.results import draw_curves, validation_images, write_report
 from flowers_pl.runs.tables import DataFiles, EpochTable, Throughput
 from flowers_pl.runs.tensorboard import LogPredictions
 from flowers_pl.training.checkpoint_callback import RunCheckpoints
@@ -149,7 +150,7 @@ class FlowersCLI(FlowersOptions):
         if "LOCAL_RANK" in os.environ and RUN_NAME in os.environ:
             end_with_launcher()
             return RUNS / os.environ[RUN_NAME]
-        name = self.config.fit.run_name or job_name() or unused(time.strftime("%Y%m%d-%H%M%S"))
+        name = self.config.fit.run_name or job_name() or unused_run_name(time.strftime("%Y%m%d-%H%M%S"))
         if Path(name).name != name or name == "..":
             raise FlowersError(f"--run_name must be the name of a folder below {RUNS}, not {name!r}.")
         if (last := RUNS / name / LAST).exists():
@@ -250,7 +251,7 @@ class FlowersCLI(FlowersOptions):
             final = self._run / f"final{suffix}"
             data = self.datamodule
             results = {
-                "judged": f"validation {data.kind}; this side chose the checkpoint",
+                "judged": f"{validation_images(data)}; this side chose the checkpoint",
                 "photos": len(data.judged),
             }
             results |= {name.partition("_")[2]: value for name, value in metrics.items()}
@@ -263,7 +264,7 @@ class FlowersCLI(FlowersOptions):
         """Judge the validation side."""
         metrics = self._judge(self.trainer.validate, self._load())
         data = self.datamodule
-        print(f"{len(data.judged)} validation {data.kind}; this side chose the checkpoint.")
+        print(f"{len(data.judged)} {validation_images(data)}; this side chose the checkpoint.")
         print(_lines(metrics))
 
     def test(self, **kwargs: Any) -> None:

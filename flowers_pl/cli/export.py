@@ -90,7 +90,7 @@ def write_final(
     photos = readable_photos(data.root, (photo.path for photo in judged))
     agreement = check_export(Exported.open(file), model, (photo for _, photo in photos))
     agreement.verify()
-    files = {file.name: agreement.told(data.kind)}
+    files = {file.name: str(agreement)}
     log.info("%s: %s", file, files[file.name])
     if quantize:
         files |= _quantized(file, data)

@@ -36,12 +36,8 @@ class Agreement:
     largest_difference: float
 
     def __str__(self) -> str:
-        return self.told()
-
-    def told(self, kind: str = "photos") -> str:
-        """A sentence, on photos or on drawings."""
         return (
-            f"on {plural(self.photos, f'validation {kind[:-1]}')} the checkpoint's class for {self.agreeing}"
+            f"on {plural(self.photos, 'validation image')} the checkpoint's class for {self.agreeing}"
             f" ({self.near_ties} of the others near ties), probabilities at most"
             f" {self.largest_difference:.2g} apart"
         )
