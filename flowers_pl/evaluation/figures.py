@@ -128,7 +128,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], title: str = "C
     named = len(classes) <= MOST_NAMED
     names = [short_name(name) for name in classes] if named else []
     cell, size = next(
-        ((cell, size) for most, cell, size in CELLS if len(classes) <= most), (30 / len(classes), 0.0)
+        ((cell, size) for most, cell, size in CELLS if len(classes) <= most), (12 / len(classes), 0.0)
     )
     side, longest = cell * len(classes), 0.09 * max(map(len, names), default=0)
     figure = new_figure(max(side + longest + 2.4, 5), side + 1.3 + (0.75 * longest if longest > cell else 0))
