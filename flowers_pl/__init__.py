@@ -24,7 +24,8 @@ if TYPE_CHECKING:
         training_curves,
     )
     from flowers_pl.evaluation.report import evaluate
-    from flowers_pl.explain.explanations import explain_photos, explanation_figure, grid_figure
+    from flowers_pl.explain.explanations import explain_photos
+    from flowers_pl.explain.figures import explanation_figure, grid_figure
     from flowers_pl.export.load import Exported
     from flowers_pl.export.verify import check_export
     from flowers_pl.export.write import export_onnx, export_torch
@@ -70,10 +71,10 @@ _MODULES = {
     "epoch_draws": "data.augmentation",
     "evaluate": "evaluation.report",
     "explain_photos": "explain.explanations",
-    "explanation_figure": "explain.explanations",
+    "explanation_figure": "explain.figures",
     "export_onnx": "export.write",
     "export_torch": "export.write",
-    "grid_figure": "explain.explanations",
+    "grid_figure": "explain.figures",
     "load_photo": "data.decoding",
     "load_weights": "network.weights",
     "main": "cli.app",

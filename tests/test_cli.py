@@ -122,7 +122,7 @@ def test_validate_gives_the_figures_of_the_best_epoch(
 ) -> None:
     assert main(["validate", "--trainer.enable_progress_bar", "false"]) == 0
     said = capsys.readouterr().out
-    assert "10 validation photos; this side chose the checkpoint" in said
+    assert "10 validation images; this side chose the checkpoint" in said
     best = min(read_table(inside / "checkpoints" / "first" / "metrics.csv"), key=lambda row: row["val_loss"])
     for name in ("loss", "accuracy", "f1"):
         assert f"  {name:<10} {best[f'val_{name}']:.4f}" in said
@@ -136,7 +136,7 @@ def test_test_judges_another_folder(inside: Path, capsys: pytest.CaptureFixture[
     (inside / "other" / "daisy" / "torn.jpg").write_text("torn")
     assert main(["test", "--data.test_root", "other", "--trainer.enable_progress_bar", "false"]) == 0
     said = capsys.readouterr().out
-    assert "photos of other" in said
+    assert "images of other" in said
     assert "chose" not in said
     model = FlowerClassifier.load("checkpoints/first/best.ckpt")
     right = [
@@ -181,7 +181,7 @@ def test_the_card_lists_all_that_was_exported_and_the_newest_results(inside: Pat
     assert "`final.pt2`: the checkpoint's class for 10 of 10 validation images" in card
     assert "`final.onnx`: the checkpoint's class for 10 of 10 validation images" in card
     assert "a running average (decay 0.99)" in card
-    assert "On 10 validation photos; this side chose the checkpoint." in card  # measured by fit
+    assert "On 10 validation images; this side chose the checkpoint." in card  # measured by fit
     last = dict(row.split(" | ")[:2] for row in re.findall(r"^\| (.*) \|$", card, re.MULTILINE))
     assert float(last["accuracy"]) * 10 == pytest.approx(round(float(last["accuracy"]) * 10))
     assert main(["test", "--trainer.enable_progress_bar", "false"]) == 0
@@ -419,7 +419,7 @@ def test_the_notebooks_split_and_a_list_are_taken(
     with open("checkpoints/clean/split.csv", newline="") as stream:
         sides = [row["side"] for row in csv.DictReader(stream)]
     assert len(sides) == 49
-    assert f"{sides.count('val')} validation photos" in capsys.readouterr().out
+    assert f"{sides.count('val')} validation images" in capsys.readouterr().out
     for run in ("notebook", "list", "clean"):
         shutil.rmtree(inside / "checkpoints" / run)
 

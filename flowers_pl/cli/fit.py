@@ -27,8 +27,9 @@ from flowers_pl.core.text import plural
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.network.weights import check_weights
 from flowers_pl.runs.final_model import NUM_CHECKED, write_final
-from flowers_pl.runs.folder import draw_curves, unused
+from flowers_pl.runs.folder import unused_run_name
 from flowers_pl.runs.progress import EpochLines
+from flowers_pl.runs.results import draw_curves, validation_images
 from flowers_pl.runs.settings import RunSettings
 from flowers_pl.runs.tables import DataFiles, EpochTable, Throughput
 from flowers_pl.runs.tensorboard import LogGradCam, LogPredictions
@@ -197,7 +198,7 @@ def _run_folder(settings: Namespace, checkpoint: Path | None) -> tuple[Path, Pat
     if "LOCAL_RANK" in os.environ and RUN_NAME in os.environ:
         end_with_launcher()
         return RUNS / os.environ[RUN_NAME], None
-    name = settings.run_name or job_name() or unused(time.strftime("%Y%m%d-%H%M%S"))
+    name = settings.run_name or job_name() or unused_run_name(time.strftime("%Y%m%d-%H%M%S"))
     if Path(name).name != name or name == "..":
         raise FlowersError(f"--run_name must be the name of a folder below {RUNS}, not {name!r}.")
     last: Path | None = RUNS / name / LAST
@@ -247,7 +248,7 @@ def _conclude(made: Run, best_epoch: int, metrics: dict[str, float]) -> None:
     if made.settings.export != "none":
         data = made.data
         results: dict[str, Any] = {
-            "judged": f"validation {data.kind}; this side chose the checkpoint",
+            "judged": f"{validation_images(data)}; this side chose the checkpoint",
             "photos": len(data.judged),
         }
         results |= {name.partition("_")[2]: value for name, value in metrics.items()}

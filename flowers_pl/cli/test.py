@@ -9,7 +9,8 @@ from flowers_pl.cli.evaluating import prepare
 from flowers_pl.core.names import BEST, CARD, SPLIT
 from flowers_pl.data.split import Placed
 from flowers_pl.runs.final_model import write_card
-from flowers_pl.runs.folder import rows_of, write_report
+from flowers_pl.runs.folder import rows_of
+from flowers_pl.runs.results import write_report
 
 log = logging.getLogger(__name__)
 
