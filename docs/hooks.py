@@ -100,12 +100,12 @@ def row(option: str, text: str) -> str:
         escaped(what[:1].upper() + what[1:]),
         f"`{default[1]}`" if default else "",
     )
-    return "| " + " | ".join(cell.replace("|", "&#124;") for cell in cells) + " |"
+    return f"| {' | '.join(cells)} |"
 
 
 def escaped(text: str) -> str:
     """Return text for a cell: what Markdown or HTML would take for markup stays as it is written."""
-    return re.sub(r"([*_`\[\]])", r"\\\1", html.escape(text, quote=False))
+    return re.sub(r"([*_`\[\]|])", r"\\\1", html.escape(text, quote=False))
 
 
 def public_names() -> str:
