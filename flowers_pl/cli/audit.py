@@ -14,9 +14,9 @@ from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import check_writable, replacing
-from flowers_pl.data.datamodule import check_settings
 from flowers_pl.data.exclusions import write_exclusions
 from flowers_pl.data.folder import class_folders
+from flowers_pl.data.split_photos import check_settings
 from flowers_pl.network.mobilenet import FlowerNet
 from flowers_pl.network.weights import load_weights
 

@@ -249,7 +249,7 @@ def _conclude(made: Run, best_epoch: int, metrics: dict[str, float]) -> None:
         data = made.data
         results: dict[str, Any] = {
             "judged": f"{validation_images(data)}; this side chose the checkpoint",
-            "photos": len(data.judged),
+            "photos": len(data.reported_photos),
         }
         results |= {name.partition("_")[2]: value for name, value in metrics.items()}
         final = made.folder / FINAL[made.settings.export]

@@ -33,7 +33,7 @@ def run(args: list[str]) -> None:
         model = evaluation.load()
         classes = model.classes
         found = cast("list[Prediction]", evaluation.trainer.predict(model, datamodule=data))
-    rows = prediction_rows(found, [photo.path for photo in data.judged], classes)
+    rows = prediction_rows(found, [photo.path for photo in data.reported_photos], classes)
     out = evaluation.settings.out
     file, failed = Path(out or folder / PREDICTIONS), sum(bool(row.error) for row in rows)
     if out is None and file.exists() and (folder / TEST_JSON).exists():

@@ -11,6 +11,6 @@ def run(args: list[str]) -> None:
     """Evaluate the validation side."""
     evaluation = prepare("validate", SUMMARIES["validate"], args, output=lambda settings, folder: None)
     metrics = evaluation.metrics(evaluation.trainer.validate, evaluation.load())
-    count = len(evaluation.data.judged)
+    count = len(evaluation.data.reported_photos)
     print(f"{count} {validation_images(evaluation.data)}; this side chose the checkpoint.")
     print(lines(metrics))
