@@ -95,16 +95,25 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def expanded(path: str) -> str:
-    """Expand `~` and make a path absolute.
+def expand_home(path: str) -> str:
+    """Expand `~` at the beginning of a path.
 
     Raises:
         FlowersError: there is no such user, or no home.
     """
     try:
-        return str(Path(path).expanduser().absolute())
+        return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError as error:
         raise FlowersError(f"{path!r}: {error}; write the path without '~'.") from error
+
+
+def expanded(path: str) -> str:
+    """Expand `~` and make a path absolute, without following links.
+
+    Raises:
+        FlowersError: there is no such user, or no home.
+    """
+    return os.path.abspath(expand_home(path))
 
 
 def check_writable(folder: str | os.PathLike[str], option: str = "") -> None:
