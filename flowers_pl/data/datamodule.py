@@ -110,11 +110,6 @@ class FlowersDataModule(L.LightningDataModule):
         self._preparation = Preparation(lambda: self.trainer, augmentation)
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
-    @property
-    def kind(self) -> str:
-        """What the pictures are called."""
-        return "drawings" if self.drawn else "photos"
-
     # ---------------------------------------------------------------- what there is
 
     def prepare_data(self) -> None:

@@ -136,7 +136,7 @@ def check_classes(
         if counts[label] < 2:
             raise FlowersError(
                 f"--data.root: class {label!r} in {str(root)!r} has {counts[label]} usable photos; put at"
-                " least two different ones there (one for each side of the split) or remove the folder."
+                " least two different ones there (one to train on, one to validate on) or remove it."
             )
     return classes
 
