@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from flowers_pl.core.errors import FlowersError, reason_of
@@ -73,14 +72,4 @@ def leave_out(
         for path in known
         if path in listed
     ]
-    rows = [row for row, photo in enumerate(decoded.photos) if photo.path not in listed]
-    remaining = replace(
-        decoded,
-        photos=[decoded.photos[row] for row in rows],
-        left_out=[entry for entry in decoded.left_out if entry.path not in listed],
-        digests=[decoded.digests[row] for row in rows],
-        rows=decoded.rows[rows],
-        phashes=decoded.phashes[rows],
-        thumbs=decoded.thumbs[rows],
-    )
-    return remaining, excluded
+    return decoded.without(listed), excluded
