@@ -17,7 +17,7 @@ from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable
 from flowers_pl.core.names import KEY, RUNS
-from flowers_pl.core.text import plural
+from flowers_pl.core.text import nfc, plural
 from flowers_pl.data.decoding import resize_photo
 from flowers_pl.data.folder import list_pictures
 from flowers_pl.data.sampling import even_sample
@@ -97,12 +97,12 @@ def _to_explain(
     else:
         root, paths = list_pictures(images, "--images")
         paths = paths[:most]
+    known = {nfc(name): name for name in model.classes}
     names, photos, truths = [], [], []
     for path, photo in readable_photos(root, paths):
         photos.append(photo)
         names.append(path)
-        above = (root / path).parent.name
-        truths.append(above if above in model.classes else None)
+        truths.append(known.get(nfc((root / path).parent.name)))
     if not photos:
         raise FlowersError(
             f"--images: nothing in {images or str(root)!r} can be read as a photo; give others."
