@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
 
 ROOT = Path(__file__).parents[1]
-SMALL = {
+SMALL: dict[str, Any] = {
     "data": {"image_size": 32, "batch_size": 8, "workers": 0},
     "model": {"weights": None},
     "unfreeze": {"head_epochs": 1, "top_epochs": 2},
