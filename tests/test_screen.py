@@ -72,9 +72,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawings: Path) -> P
     monkeypatch.chdir(tmp_path)
     settings = {**SMALL, "data": {**SMALL["data"], "root": "~/photos"}}
     settings["unfreeze"] = {"head_epochs": 1, "top_epochs": 0}
-        "data": SMALL["data"] | {"root": "~/photos"},
-        "unfreeze": {"head_epochs": 1, "top_epochs": 0},
-    }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings))
     return tmp_path
 
