@@ -69,8 +69,11 @@ def main(args: list[str] | None = None) -> int:
         args: without the program's name; None for those of this process.
 
     Returns:
-        The exit code: 0; 1 after a mistake that the user can mend, or without room on the disk, which is then
-        told in one sentence; 143 after SIGTERM; 130 after Ctrl-C.
+        The exit code: 0; 1 after an error that the user can fix, which is printed as one sentence; 143 after
+        SIGTERM; 130 after Ctrl-C.
+
+    >>> main(["export", "--ckpt_path", "no/such.ckpt"])  # also prints why
+    1
     """
     quieten()
     launched = RUN_NAME in os.environ

@@ -19,7 +19,7 @@ from flowers_pl.data.augmentation import Augmentation, augment
 from flowers_pl.data.batches import Batch, BatchSampler, CachedPhotos, PhotoFiles
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
 from flowers_pl.data.download import download_flower_photos
-from flowers_pl.data.drawings import write_drawings
+from flowers_pl.data.drawing_folder import write_drawings
 from flowers_pl.data.duplicates import duplicate_groups
 from flowers_pl.data.exclusions import leave_out
 from flowers_pl.data.feature_cache import KeptFeatures
