@@ -139,7 +139,7 @@ def measure(
 ) -> None:
     """Print the rows of all parts but the building of the cache."""
     network, size = model.network, data.image_size
-    paths = [Path(data.root) / photo.path for photo in data.judged[:64]]
+    paths = [Path(data.root) / photo.path for photo in data.reported_photos[:64]]
     rows = np.random.default_rng(0).permutation(len(data.train_photos))
     frozen = {stage: _frozen(network, dtype, size, stage) for stage in (1, 2)}
     part = frozen[1].chunk
