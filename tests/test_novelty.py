@@ -20,7 +20,7 @@ from flowers_pl.core.names import KEY
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.decoding import load_photo
 from flowers_pl.evaluation.predictions import Row, prediction_table
-from flowers_pl.network.novelty import NUM_AXES, Novelty, even_places
+from flowers_pl.network.novelty import NUM_AXES, Novelty
 from flowers_pl.network.weights import load_weights
 from flowers_pl.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
@@ -58,15 +58,6 @@ def test_a_handful_of_photos_will_do(photos: int) -> None:
     assert found(features(7, 3)).isfinite().all()
 
 
-def test_places_are_even_over_classes() -> None:
-    labels = np.repeat([0, 1, 2], [4, 100, 300])
-    places = even_places(labels, 60)
-    assert np.bincount(labels[places]).tolist() == [4, 20, 20]
-    assert len(set(places.tolist())) == 44
-    assert {0, 3, 4, 103, 104, 403} <= set(places.tolist())  # from the first to the last
-    assert np.array_equal(even_places(labels, 10_000), np.arange(404))
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> Iterator[Path]:
     """A working folder with a finished run."""
@@ -97,7 +88,7 @@ def test_the_best_checkpoint_carries_the_score_of_its_own_weights(home: Path, dr
     again = fit_novelty(model, data)
     assert kept.limit == pytest.approx(again.limit, rel=1e-3)
     assert torch.allclose(kept.mean, again.mean, atol=1e-4)
-    flagged = [model.unlikeness(drawings / photo.path) > 1 for photo in data.judged]  # type: ignore[operator]
+    flagged = [model.unlikeness(drawings / photo.path) > 1 for photo in data.reported_photos]  # type: ignore[operator]
     assert sum(flagged) <= 1  # of ten
     assert read_checkpoint(home / "checkpoints" / "first" / "last.ckpt")[KEY]["unlike"] is None
 

@@ -72,15 +72,3 @@ class Novelty:
     def from_state(cls, state: Mapping[str, Any] | None) -> Novelty | None:
         """Rebuild the score from what `state` returned; None if the checkpoint has none."""
         return None if state is None else cls(**state)
-
-
-def even_places(labels: np.ndarray, most: int = NUM_PHOTOS) -> np.ndarray:
-    """About `most` photos, evenly spread, as many of each class where it has them: int64 places, sorted."""
-    classes = np.unique(labels)
-    each = max(1, most // len(classes))
-    places = [np.flatnonzero(labels == label) for label in classes]
-    return np.sort(
-        np.concatenate(
-            [some[np.linspace(0, len(some) - 1, min(each, len(some))).astype(np.int64)] for some in places]
-        )
-    )

@@ -12,9 +12,10 @@ from torch import Tensor
 from flowers_pl.core.names import BEST
 from flowers_pl.data.batches import CachedPhotos
 from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.data.sampling import even_sample
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.features import pooled_features
-from flowers_pl.network.novelty import NUM_PHOTOS, Novelty, even_places
+from flowers_pl.network.novelty import NUM_PHOTOS, Novelty
 from flowers_pl.training.checkpoint_callback import RunCheckpoints
 from flowers_pl.training.checkpoint_files import add_to_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
@@ -61,7 +62,7 @@ def fit_novelty(
     frozen = FrozenPart(module.network, dtype, module.image_size, whole=True)
 
     def features(photos: CachedPhotos, num_photos: int) -> Tensor:
-        indices = even_places(photos.labels, num_photos)
+        indices = even_sample(photos.labels, num_photos)
         return pooled_features(frozen, lambda chunk: photos.read(chunk).to(module.device), indices)
 
     training = features(data.train_photos, NUM_PHOTOS)
