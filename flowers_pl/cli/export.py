@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from flowers_pl.cli.commands import SUMMARIES
+from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable
 from flowers_pl.core.names import RUNS
@@ -43,3 +45,10 @@ def export(
     model = FlowerClassifier.load(ckpt)
     folder, placed = find_photos(ckpt, root)
     write_final(model, ckpt, file, folder, placed, quantize=quantize)
+
+
+def run(args: list[str]) -> None:
+    """Run the subcommand."""
+    options = Options("export", SUMMARIES["export"])
+    options.add_function(export)
+    export(**options.parser.instantiate(options.parse(args)))

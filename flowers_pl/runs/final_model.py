@@ -20,7 +20,7 @@ from flowers_pl.data.batches import Prediction
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.folder import LeftOut
 from flowers_pl.data.split import TRAIN, VAL, Placed
-from flowers_pl.runs.folder import placed_of, readable_photos, rows_of, settings_of
+from flowers_pl.runs.folder import readable_photos, rows_of, settings_of, split_of
 from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
 from flowers_pl.training.weight_average import AVERAGE
@@ -43,7 +43,7 @@ def find_photos(ckpt: Path, root: str | None = None) -> tuple[Path, list[Placed]
     settings = settings_of(ckpt) | ({} if root is None else {"root": root})
     folder = Path(settings.get("root", ""))
     if (ckpt.parent / SPLIT).is_file():
-        return folder, placed_of(ckpt)
+        return folder, split_of(ckpt)
     if "root" not in settings or not folder.is_dir():
         return folder, []
     data = FlowersDataModule(**settings)
@@ -177,7 +177,7 @@ def write_card(
         checkpoint[KEY] | {"average": checkpoint.get(AVERAGE, {}).get("decay", 0)},
         checkpoint["hyper_parameters"],
         placed,
-        [LeftOut(**row) for row in rows_of(ckpt.parent / LEFT_OUT)],
+        [LeftOut(row["path"], row["reason"], row.get("kind", "")) for row in rows_of(ckpt.parent / LEFT_OUT)],
         tested or results,
         every,
     )
