@@ -39,7 +39,7 @@ def module(root: Path, **settings: object) -> FlowersDataModule:
 
 def test_a_list_is_taken_back_and_no_cell_is_a_formula(tmp_path: Path) -> None:
     write_exclusions(tmp_path / "list.csv", LISTED)
-    assert read_exclusions(tmp_path / "list.csv") == dict(LISTED)
+    assert read_exclusions(tmp_path / "list.csv") == {path: reason for path, reason, _ in LISTED}
     with open(tmp_path / "list.csv", newline="", errors="surrogateescape") as stream:
         cells = [cell for row in csv.reader(stream) for cell in row]
     assert len(cells) == 2 + 2 * len(LISTED)
