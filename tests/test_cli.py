@@ -217,29 +217,6 @@ def test_the_card_leaves_out_other_weights(inside: Path, caplog: pytest.LogCaptu
         file.write_text(text)
 
 
-def test_the_cards_lines_of_python_run_the_files_that_it_names(
-    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("onnxruntime")
-    run = inside / "checkpoints" / "first"
-    assert main(["export", "--format", "onnx"]) == 0
-    blocks = re.findall(r"```python\n(.*?)```", (run / "MODEL_CARD.md").read_text(), re.DOTALL)
-    assert len(blocks) == 3
-    monkeypatch.chdir(run)
-    turned = Image.effect_mandelbrot((50, 40), (-2, -1.5, 1, 1.5), 100).convert("RGB")
-    exif = turned.getexif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    turned.save("photo.jpg", exif=exif)
-    expected = [*FlowerClassifier.load("best.ckpt").classify("photo.jpg").values()]
-    capsys.readouterr()
-    exec("".join(blocks), {})
-    printed = re.findall(r"\[\[(.*?)\]\]", capsys.readouterr().out, re.DOTALL)
-    assert len(printed) == 2
-    for numbers in printed:
-        found = sorted(map(float, numbers.replace(",", " ").split()), reverse=True)
-        assert found == pytest.approx(expected, abs=1e-3)
-
-
 def test_export_writes_onnx_beside_the_checkpoint(inside: Path) -> None:
     assert main(["export", "--format", "onnx"]) == 0
     assert Exported.open(inside / "checkpoints" / "first" / "final.onnx").image_size == 32

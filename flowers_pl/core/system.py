@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 
 import torch
 
@@ -30,6 +31,11 @@ def best_precision(accelerator: str = "auto") -> str:
     else:
         fast = False
     return "bf16-mixed" if fast else "32-true"
+
+
+def processor() -> str:
+    """Name this processor and the instructions that torch uses: "x86_64 (AVX2)"."""
+    return f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def available_cores() -> int:
