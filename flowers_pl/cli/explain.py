@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flowers_pl.cli.commands import SUMMARIES
+from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable
 from flowers_pl.core.names import KEY, RUNS
@@ -128,3 +130,10 @@ def _measure(
     )
     if own["road"] <= chance["road"]:
         log.warning("By ROAD these maps are no better than random ones: they do not show what decides.")
+
+
+def run(args: list[str]) -> None:
+    """Run the subcommand."""
+    options = Options("explain", SUMMARIES["explain"])
+    options.add_function(explain)
+    explain(**options.parser.instantiate(options.parse(args)))

@@ -11,7 +11,6 @@ from typing import Any
 import lightning as L
 import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.cli import SaveConfigCallback
 
 from flowers_pl.core.files import replacing
 from flowers_pl.core.names import CONFIG, KEY, LAST, LEFT_OUT, SPLIT
@@ -22,23 +21,24 @@ log = logging.getLogger(__name__)
 OF_THE_COMMAND = {"config", "ckpt_path", "run_name"}  # no settings of a run
 
 
-class RunSettings(SaveConfigCallback):
+class RunSettings(L.Callback):
     """Writes `config.yaml` once training begins, whole or not at all.
 
-    Lightning writes it before it has read the checkpoint, so that a resume which is refused would leave the
-    run with settings that it was not trained with.
+    Lightning's own callback writes it before the checkpoint has been read, so that a resume which is refused
+    would leave the run with settings that it was not trained with.
+
+    Args:
+        file: where it goes.
+        settings: all of them, as YAML.
     """
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Not yet."""
+    def __init__(self, file: Path, settings: str) -> None:
+        self.file, self.settings = file, settings
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = trainer.log_dir  # asked on all ranks: Lightning broadcasts it
-        if trainer.is_global_zero and folder is not None:
-            with replacing(Path(folder) / self.config_filename) as unfinished:
-                self.parser.save(
-                    self.config, str(unfinished), skip_unset=False, overwrite=True, multifile=False
-                )
+        if trainer.is_global_zero:
+            with replacing(self.file) as unfinished:
+                unfinished.write_text(self.settings, encoding="utf-8")
 
 
 def log_changes(before: Path, now: str) -> bool:
@@ -94,7 +94,7 @@ def remove_unbegun(run: Path) -> None:
         run.rmdir()
 
 
-def how_to_go_on(run: Path) -> str:
+def how_to_resume(run: Path) -> str:
     """The command that takes up a run that was stopped."""
     if not (run / LAST).is_file():
         return "nothing was saved yet; start it again as before"
