@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from flowers_pl.cli.commands import RUN_NAME, SUMMARIES
 from flowers_pl.cli.mistakes import nearest
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.text import printable
 
 if TYPE_CHECKING:
     from flowers_pl.core.signals import StopSignals
@@ -52,7 +53,7 @@ def main(args: list[str] | None = None) -> int:
         with StopSignals() as signals:
             _run(args, signals)
     except FlowersError as error:
-        print(f"flowers_pl: {error}", file=sys.stderr)
+        print(f"flowers_pl: {printable(str(error))}", file=sys.stderr)
         return 1
     except Stopped as stop:
         log.info("flowers_pl: %s", stop)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.text import escape_bytes, unescape_bytes
 
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 (spreadsheets take the wide ones too)
 
@@ -120,11 +123,11 @@ def check_writable(folder: str | os.PathLike[str], option: str = "") -> None:
 def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     """Write a table that `read_csv` takes back and that is safe in a spreadsheet.
 
-    Names that are not UTF-8 keep their bytes (`surrogateescape`). A text that a spreadsheet would take for a
-    formula gets an apostrophe before it (OWASP, "CSV Injection").
+    The file is UTF-8: bytes that are not are written as escapes (`escape_bytes`). A text that a spreadsheet
+    would take for a formula gets an apostrophe before it (OWASP, "CSV Injection").
     """
-    with open(file, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        table = [[f"'{cell}" if _is_formula(cell) else cell for cell in row] for row in (header, *rows)]
+    with open(file, "w", newline="", encoding="utf-8") as stream:
+        table = [[_quoted(cell) for cell in row] for row in (header, *rows)]
         returns = any("\r" in str(cell) for row in table for cell in row)  # quoted from Python 3.13 on only
         writer = csv.writer(
             stream, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
@@ -133,7 +136,7 @@ def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterabl
 
 
 def read_csv(file: str | os.PathLike[str], columns: Iterable[str] = ()) -> list[dict[str, str]]:
-    """Read the rows of a table that `write_csv` wrote; a missing cell is empty.
+    """Read the rows of a table that `write_csv` wrote, this version's or 0.1.0's; a missing cell is empty.
 
     Args:
         file: the table.
@@ -157,5 +160,38 @@ def _is_formula(cell: object) -> bool:
     return isinstance(cell, str) and cell.lstrip("'").startswith(FORMULA)
 
 
+def _quoted(cell: object) -> object:
+    if isinstance(cell, str):
+        return escape_bytes(f"'{cell}" if _is_formula(cell) else cell)
+    return cell
+
+
 def _unquoted(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and _is_formula(cell) else cell
+    return unescape_bytes(cell[1:] if cell.startswith("'") and _is_formula(cell) else cell)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write numbers, texts, lists and dicts that `read_json` takes back; bytes that are not UTF-8 escaped."""
+    with replacing(file) as unfinished:
+        text = json.dumps(_map_texts(value, escape_bytes), indent=2)
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def read_json(file: Path) -> Any:
+    """Read what `write_json` wrote, this version's or 0.1.0's.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no JSON.
+    """
+    return _map_texts(json.loads(file.read_text(encoding="utf-8")), unescape_bytes)
+
+
+def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Change all texts in a nested value, keys of dicts too."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {_map_texts(key, change): _map_texts(each, change) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_map_texts(each, change) for each in value]
+    return value

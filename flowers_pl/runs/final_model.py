@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from flowers_pl.core.files import read_json, write_json
 from flowers_pl.core.names import CARD, EXPORTS, KEY, LEFT_OUT, TEST_JSON
 from flowers_pl.data.batches import Prediction
 from flowers_pl.data.datamodule import FlowersDataModule
@@ -125,7 +125,7 @@ def write_card(
     every = {**before.get("files", {}), **files}
     results = results or before.get("results")
     written = {"step": step, "files": every, "results": results}
-    listed.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    write_json(listed, written)
     card = model_card(
         checkpoint[KEY] | {"average": checkpoint.get(AVERAGE, {}).get("decay", 0)},
         checkpoint["hyper_parameters"],
@@ -138,7 +138,7 @@ def write_card(
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def predict_exported(file: Path, data: FlowersDataModule) -> tuple[list[str], list[Prediction]]:
