@@ -509,7 +509,10 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["fit", "--trainer.devices", "0", "--trainer.accelerator", "cpu"], "devices='0'"),
         (["explain", "--most", "0"], "--most must be at least 1"),
         (["explain", "--faithfulness", "-3"], "--faithfulness must be at least 0, not -3"),
-        (["fit", "--trainer.accelerator", "tpu"], "--trainer.accelerator: it needs a package that is not installed"),
+        (
+            ["fit", "--trainer.accelerator", "tpu"],
+            "--trainer.accelerator: it needs a package",
+        ),
         (["export", "--quantize", "int4"], "--quantize must be int8 or null, not int4"),
         (
             ["export", "--out", "model.txt"],
@@ -530,7 +533,7 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["explain", "--images", "small.yaml"], "--images: nothing in 'small.yaml' can be read as a photo"),
         ([*FIT, "--data.split", "nowhere.csv"], "'nowhere.csv' cannot be read (No such file or directory)"),
         ([*FIT, "--data.exclude", "nowhere.csv"], "nowhere.csv' cannot be read (No such file or directory)"),
-        ([*FIT, "--model.weights", "torn.pth"], "'torn.pth' is no file that torch.save wrote"),
+        ([*FIT, "--model.weights", "torn.pth"], "'torn.pth' was not written by torch.save"),
         ([*FIT, "--model.weights", "checkpoints/first/best.ckpt"], "is a checkpoint of a training"),
         ([*FIT, "--trainer.max_epochs", "0"], "--trainer.max_epochs must be at least 1"),
         ([*FIT, "--trainer.check_val_every_n_epoch", "2"], "--trainer.check_val_every_n_epoch"),

@@ -22,7 +22,7 @@ from flowers_pl.explain.activation_maps import (
     copied_network,
     normalised,
 )
-from flowers_pl.explain.explanations import Explained, even_sample, explain_photos
+from flowers_pl.explain.explanations import Explained, explain_photos
 from flowers_pl.explain.figures import explanation_figure, grid_figure, overlay
 from flowers_pl.network.mobilenet import FlowerNet, start_from_nothing
 from flowers_pl.network.weights import load_weights
@@ -295,12 +295,3 @@ def test_the_grid_has_rows_of_classes_with_right_and_wrong_ones() -> None:
     assert unknown.axes[0].get_title() == "ant 80%"
     assert "shown" not in unknown.get_suptitle()
     grid_figure([], CLASSES)
-
-
-def test_samples_are_even_over_the_classes_and_drawn_by_seed() -> None:
-    labels = np.array([0] * 50 + [1] * 3 + [2] * 20)
-    chosen = even_sample(labels, 9)
-    assert labels[chosen].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert np.array_equal(chosen, even_sample(labels, 9))
-    assert not np.array_equal(chosen, even_sample(labels, 9, seed=1))
-    assert sorted(even_sample(labels, 100)) == list(range(73))

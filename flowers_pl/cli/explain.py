@@ -19,6 +19,7 @@ from flowers_pl.core.names import KEY, RUNS
 from flowers_pl.core.text import plural
 from flowers_pl.data.decoding import resize_photo
 from flowers_pl.data.folder import list_pictures
+from flowers_pl.data.sampling import even_sample
 from flowers_pl.data.split import VAL
 from flowers_pl.runs.folder import readable_photos, split_of
 from flowers_pl.runs.results import log_pictures, save_figure
@@ -87,13 +88,11 @@ def _to_explain(
 ) -> tuple[list[str], list[Tensor], list[str | None]]:
     """Names, photos at their own size, and classes where they are known: those of the folders that photos lie
     in."""
-    from flowers_pl.explain.explanations import even_sample
-
     if images is None:
         placed, root = split_of(ckpt), Path(read_checkpoint(ckpt)[KEY]["data"]["root"])
         validating = [one for one in placed if one.side == VAL]
         labels = np.array([model.classes.index(one.label) for one in validating])
-        paths = [validating[row].path for row in even_sample(labels, most)]
+        paths = [validating[row].path for row in even_sample(labels, most, seed=0)]
     else:
         root, paths = list_pictures(images, "--images")
         paths = paths[:most]

@@ -14,6 +14,7 @@ from flowers_pl.cli.evaluating import prepare
 from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.names import PREDICTIONS, TEST_JSON
+from flowers_pl.core.screen import show
 from flowers_pl.core.text import plural
 from flowers_pl.data.batches import Prediction
 from flowers_pl.evaluation.predictions import prediction_rows, prediction_table, write_predictions
@@ -33,14 +34,14 @@ def run(args: list[str]) -> None:
         model = evaluation.load()
         classes = model.classes
         found = cast("list[Prediction]", evaluation.trainer.predict(model, datamodule=data))
-    rows = prediction_rows(found, [photo.path for photo in data.judged], classes)
+    rows = prediction_rows(found, [photo.path for photo in data.reported_photos], classes)
     out = evaluation.settings.out
     file, failed = Path(out or folder / PREDICTIONS), sum(bool(row.error) for row in rows)
     if out is None and file.exists() and (folder / TEST_JSON).exists():
         log.warning("%s is overwritten; it may be that of 'test' (--out names another file).", file)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_predictions(file, rows, classes)
-    print(*prediction_table(rows), sep="\n")
+    show("\n".join(prediction_table(rows)))
     if failed == len(rows):
         raise FlowersError(
             f"--data.predict_root: nothing in {data.predict_root!r} can be read as a photo; {file} gives the"

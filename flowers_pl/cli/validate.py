@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.evaluating import lines, prepare
+from flowers_pl.core.screen import show
 from flowers_pl.runs.results import validation_images
 
 
@@ -11,6 +12,6 @@ def run(args: list[str]) -> None:
     """Evaluate the validation side."""
     evaluation = prepare("validate", SUMMARIES["validate"], args, output=lambda settings, folder: None)
     metrics = evaluation.metrics(evaluation.trainer.validate, evaluation.load())
-    data = evaluation.data
-    print(f"{len(data.judged)} {validation_images(data)}; this side chose the checkpoint.")
-    print(lines(metrics))
+    count = len(evaluation.data.reported_photos)
+    show(f"{count} {validation_images(evaluation.data)}; this side chose the checkpoint.")
+    show(lines(metrics))

@@ -95,6 +95,27 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def expand_home(path: str) -> str:
+    """Expand `~` at the beginning of a path.
+
+    Raises:
+        FlowersError: there is no such user, or no home.
+    """
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError as error:
+        raise FlowersError(f"{path!r}: {error}; write the path without '~'.") from error
+
+
+def expanded(path: str) -> str:
+    """Expand `~` and make a path absolute, without following links.
+
+    Raises:
+        FlowersError: there is no such user, or no home.
+    """
+    return os.path.abspath(expand_home(path))
+
+
 def check_writable(folder: str | os.PathLike[str], option: str = "") -> None:
     """Refuse at once a folder, existing or not, that nothing can be written to in the end.
 
@@ -123,8 +144,8 @@ def check_writable(folder: str | os.PathLike[str], option: str = "") -> None:
 def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     """Write a table that `read_csv` takes back and that is safe in a spreadsheet.
 
-    The file is UTF-8: bytes that are not are written as escapes (`escape_bytes`). A text that a spreadsheet
-    would take for a formula gets an apostrophe before it (OWASP, "CSV Injection").
+    The file is UTF-8; bytes of names that are not are written as `core.text.escape_bytes` does. A text that a
+    spreadsheet would take for a formula gets an apostrophe before it (OWASP, "CSV Injection").
     """
     with open(file, "w", newline="", encoding="utf-8") as stream:
         table = [[_quoted(cell) for cell in row] for row in (header, *rows)]
@@ -136,7 +157,7 @@ def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterabl
 
 
 def read_csv(file: str | os.PathLike[str], columns: Iterable[str] = ()) -> list[dict[str, str]]:
-    """Read the rows of a table that `write_csv` wrote, this version's or 0.1.0's; a missing cell is empty.
+    """Read the rows of a table that `write_csv` wrote; a missing cell is empty.
 
     Args:
         file: the table.
@@ -156,42 +177,42 @@ def read_csv(file: str | os.PathLike[str], columns: Iterable[str] = ()) -> list[
         ]
 
 
+def _quoted(cell: object) -> object:
+    if not isinstance(cell, str):
+        return cell
+    return ("'" if _is_formula(cell) else "") + escape_bytes(cell)
+
+
 def _is_formula(cell: object) -> bool:
     return isinstance(cell, str) and cell.lstrip("'").startswith(FORMULA)
-
-
-def _quoted(cell: object) -> object:
-    if isinstance(cell, str):
-        return escape_bytes(f"'{cell}" if _is_formula(cell) else cell)
-    return cell
 
 
 def _unquoted(cell: str) -> str:
     return unescape_bytes(cell[1:] if cell.startswith("'") and _is_formula(cell) else cell)
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write numbers, texts, lists and dicts that `read_json` takes back; bytes that are not UTF-8 escaped."""
+def write_json(file: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all; bytes of names that are not UTF-8 become escapes.
+
+    Raises:
+        OSError: it cannot be written; the old file is as it was.
+    """
     with replacing(file) as unfinished:
-        text = json.dumps(_map_texts(value, escape_bytes), indent=2)
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(json.dumps(_each_text(content, escape_bytes), indent=2), encoding="utf-8")
 
 
 def read_json(file: Path) -> Any:
-    """Read what `write_json` wrote, this version's or 0.1.0's.
+    """Read what `write_json` wrote.
 
     Raises:
         OSError, ValueError: it cannot be read, or is no JSON.
     """
-    return _map_texts(json.loads(file.read_text(encoding="utf-8")), unescape_bytes)
+    return _each_text(json.loads(file.read_text(encoding="utf-8")), unescape_bytes)
 
 
-def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """Change all texts in a nested value, keys of dicts too."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {_map_texts(key, change): _map_texts(each, change) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_map_texts(each, change) for each in value]
-    return value
+def _each_text(content: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(content, str):
+        return change(content)
+    if isinstance(content, dict):
+        return {change(key): _each_text(value, change) for key, value in content.items()}
+    return [_each_text(item, change) for item in content] if isinstance(content, (list, tuple)) else content

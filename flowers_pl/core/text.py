@@ -22,32 +22,9 @@ def printable(name: str) -> str:
 
 
 def _escape(letter: str) -> str:
-    code = ord(letter)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8 (surrogateescape)
-        return rf"\x{code - 0xDC00:02x}"
+    if "\udc80" <= letter <= "\udcff":  # a byte that is not UTF-8, as `surrogateescape` holds it
+        return f"\\x{ord(letter) - 0xDC00:02x}"
     return letter.encode("unicode_escape").decode()
-
-
-def escape_bytes(text: str) -> str:
-    r"""Write bytes that are not UTF-8 as \xNN and a backslash twice; `unescape_bytes` undoes it.
-
-    >>> print(escape_bytes("latin \udce8\\.jpg"))
-    latin \xe8\\.jpg
-    """
-    return re.sub("[\udc80-\udcff]", lambda found: _escape(found[0]), text.replace("\\", "\\\\"))
-
-
-def unescape_bytes(text: str) -> str:
-    r"""Undo `escape_bytes`; a single backslash, as version 0.1.0 wrote it, is left alone.
-
-    >>> unescape_bytes(r"latin \xe8\\.jpg") == "latin \udce8\\.jpg"
-    True
-    """
-
-    def unescape(found: re.Match[str]) -> str:
-        return "\\" if found[1] == "\\" else chr(0xDC00 + int(found[1][1:], 16))
-
-    return re.sub(r"\\(\\|x[89a-f][0-9a-f])", unescape, text)
 
 
 def text_width(text: str) -> int:
@@ -67,3 +44,26 @@ def plural(number: int, noun: str) -> str:
     ('1 photo', '2,000 photos')
     """
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def escape_bytes(text: str) -> str:
+    r"""Write bytes that are not UTF-8 (as `surrogateescape` holds them) as `\xNN`, and double backslashes.
+
+    >>> print(escape_bytes("latin \udce8.jpg"), escape_bytes("a\\b"))
+    latin \xe8.jpg a\\b
+    """
+    doubled = text.replace("\\", "\\\\")
+    return re.sub("[\udc80-\udcff]", lambda byte: _escape(byte[0]), doubled)
+
+
+def unescape_bytes(text: str) -> str:
+    r"""Return what `escape_bytes` was given; a backslash that it did not write stays as it is.
+
+    >>> unescape_bytes(escape_bytes("latin \udce8\\x41.jpg")) == "latin \udce8\\x41.jpg"
+    True
+    """
+
+    def original(escape: re.Match[str]) -> str:
+        return chr(0xDC00 + int(escape[1], 16)) if escape[1] else "\\"
+
+    return re.sub(r"\\\\|\\x([89a-f][0-9a-f])", original, text)

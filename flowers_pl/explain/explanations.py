@@ -86,23 +86,3 @@ def explain_photos(
     probabilities = [dict(zip(model.classes, row.tolist(), strict=True)) for row in shares]
     names = [model.classes[index] for index in targets]
     return [Explained(*each) for each in zip(photos, heats, probabilities, names, known, strict=True)]
-
-
-def even_sample(labels: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """Places of at most `count` photos, drawn by seed, as even over the classes as can be; sorted by class.
-
-    Args:
-        labels: int64 (N,).
-        count: how many.
-        seed: decides which.
-
-    Returns:
-        int64 (min(count, N),).
-    """
-    order = np.random.default_rng(seed).permutation(len(labels))
-    turns = np.zeros(len(labels), np.int64)
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        turns[members] = np.arange(len(members))
-    chosen = order[np.argsort(turns[order], kind="stable")][:count]
-    return chosen[np.argsort(labels[chosen], kind="stable")]

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
+from flowers_pl.core.screen import show
 from flowers_pl.core.text import printable
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ class AboveBars(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
-            sys.stderr.flush()
+            with tqdm.external_write_mode(file=sys.stderr):
+                show(self.format(record), sys.stderr)
         except Exception:
             self.handleError(record)
 
@@ -75,6 +76,6 @@ def bars_for(wanted: bool | None, given: list[L.Callback]) -> tuple[bool, list[L
         wanted: `--trainer.enable_progress_bar`; None to show them on a terminal only.
         given: the user's callbacks.
     """
-    shown = sys.stdout.isatty() if wanted is None else wanted
+    shown = sys.stdout is not None and sys.stdout.isatty() if wanted is None else wanted
     own = any(isinstance(callback, ProgressBar) for callback in given)
     return shown or own, [EpochBar()] if shown and not own else []

@@ -75,11 +75,11 @@ def write_report(
         class_names: the model's.
         tested: its predictions.
     """
-    rows = prediction_rows(tested, [photo.path for photo in data.judged], class_names)
+    rows = prediction_rows(tested, [photo.path for photo in data.reported_photos], class_names)
     for row in rows:
         if row.error:
             log.warning("Left out: %s (%s).", printable(row.path), row.error)
-    readable = [(photo, row) for photo, row in zip(data.judged, rows, strict=True) if not row.error]
+    readable = [(photo, row) for photo, row in zip(data.reported_photos, rows, strict=True) if not row.error]
     report = evaluate(
         np.array([row.probabilities for _, row in readable]),
         np.array([class_names.index(photo.label) for photo, _ in readable]),

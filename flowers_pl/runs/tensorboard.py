@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.batches import Batch
+from flowers_pl.data.sampling import even_sample
 from flowers_pl.evaluation.figures import confusion_matrix, figure_pixels, misclassified
 from flowers_pl.training.classifier import FlowerClassifier
 
@@ -140,7 +141,7 @@ class LogGradCam(L.Callback):
             _add_figures(trainer, {"val/grad_cam": self._figure(trainer, pl_module)})
 
     def _figure(self, trainer: L.Trainer, module: L.LightningModule) -> Figure:
-        from flowers_pl.explain.explanations import even_sample, explain_photos
+        from flowers_pl.explain.explanations import explain_photos
         from flowers_pl.explain.figures import grid_figure
 
         if not isinstance(module, FlowerClassifier):
