@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import read_json, write_json
 from flowers_pl.core.names import CARD, EXPORTS, KEY, LEFT_OUT, SPLIT, TEST_JSON
 from flowers_pl.core.system import processor
 from flowers_pl.core.text import plural
@@ -172,7 +172,7 @@ def write_card(
     every = {**before.get("files", {}), **files}
     results = results or before.get("results")
     written = {"step": step, "files": every, "results": results}
-    listed.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    write_json(listed, written)
     card = model_card(
         checkpoint[KEY] | {"average": checkpoint.get(AVERAGE, {}).get("decay", 0)},
         checkpoint["hyper_parameters"],
@@ -185,7 +185,7 @@ def write_card(
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def predict_exported(file: Path, data: FlowersDataModule) -> tuple[list[str], list[Prediction]]:
