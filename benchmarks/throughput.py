@@ -26,9 +26,10 @@ from benchmarks.watching import anonymous, machine
 from flowers_pl import FlowerClassifier, FlowersDataModule
 from flowers_pl.core.system import best_precision
 from flowers_pl.data.augmentation import augment
-from flowers_pl.data.batches import Batch, BatchKey, BatchSampler
+from flowers_pl.data.batches import Batch
 from flowers_pl.data.decoding import load_photo
 from flowers_pl.data.prefetch import PrefetchLoader, ThreadPlan
+from flowers_pl.data.sampling import BatchKey, BatchSampler
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.fast_trained import TrainedPart
 from flowers_pl.network.weights import load_weights
@@ -133,7 +134,7 @@ def measure(
 ) -> None:
     """The rows of all parts but the cache's making."""
     network, size = model.network, data.image_size
-    paths = [Path(data.root) / photo.path for photo in data.judged[:64]]
+    paths = [Path(data.root) / photo.path for photo in data.reported_photos[:64]]
     places = np.random.default_rng(0).permutation(len(data.train_photos))
     frozen = {stage: _frozen(network, dtype, size, stage) for stage in (1, 2)}
     part = frozen[1].chunk

@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from flowers_pl.core.errors import FlowersError
     from flowers_pl.core.system import best_precision
     from flowers_pl.data.augmentation import Augmentation, augment, epoch_draws
-    from flowers_pl.data.batches import Batch, BatchKey, BatchSampler
+    from flowers_pl.data.batches import Batch
     from flowers_pl.data.datamodule import FlowersDataModule
     from flowers_pl.data.decoding import load_photo, read_photo, resize_photo
     from flowers_pl.data.drawings import draw_flower
     from flowers_pl.data.prefetch import PrefetchLoader, ThreadPlan
+    from flowers_pl.data.sampling import BatchKey, BatchSampler
     from flowers_pl.evaluation.figures import (
         augmentation_sheet,
         confusion_matrix,
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
         training_curves,
     )
     from flowers_pl.evaluation.report import evaluate
-    from flowers_pl.explain.explanations import explain_photos, explanation_figure, grid_figure
+    from flowers_pl.explain.explanations import explain_photos
+    from flowers_pl.explain.figures import explanation_figure, grid_figure
     from flowers_pl.export.load import Exported
     from flowers_pl.export.verify import check_export
     from flowers_pl.export.write import export_onnx, export_torch
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from flowers_pl.training.checkpoint_callback import RunCheckpoints
     from flowers_pl.training.checkpoint_files import AtomicCheckpointIO
     from flowers_pl.training.classifier import FlowerClassifier
+    from flowers_pl.training.novelty_callback import FitNovelty
     from flowers_pl.training.stage_callbacks import StageEarlyStopping, UnfreezeTopLayers
     from flowers_pl.training.weight_average import WeightAverage
 
@@ -43,10 +46,11 @@ _MODULES = {
     "AtomicCheckpointIO": "training.checkpoint_files",
     "Augmentation": "data.augmentation",
     "Batch": "data.batches",
-    "BatchKey": "data.batches",
-    "BatchSampler": "data.batches",
+    "BatchKey": "data.sampling",
+    "BatchSampler": "data.sampling",
     "EpochTable": "runs.tables",
     "Exported": "export.load",
+    "FitNovelty": "training.novelty_callback",
     "FlowerClassifier": "training.classifier",
     "FlowerNet": "network.mobilenet",
     "FlowersDataModule": "data.datamodule",
@@ -68,10 +72,10 @@ _MODULES = {
     "epoch_draws": "data.augmentation",
     "evaluate": "evaluation.report",
     "explain_photos": "explain.explanations",
-    "explanation_figure": "explain.explanations",
+    "explanation_figure": "explain.figures",
     "export_onnx": "export.write",
     "export_torch": "export.write",
-    "grid_figure": "explain.explanations",
+    "grid_figure": "explain.figures",
     "load_photo": "data.decoding",
     "load_weights": "network.weights",
     "main": "cli.app",
@@ -89,6 +93,7 @@ __all__ = [
     "BatchSampler",
     "EpochTable",
     "Exported",
+    "FitNovelty",
     "FlowerClassifier",
     "FlowerNet",
     "FlowersDataModule",

@@ -49,7 +49,7 @@ def main() -> None:
         """After the first epoch one validation photo vanishes and another changes."""
         usual(self)
         if self.trainer.current_epoch == 1:
-            paths = {photo.label: Path("set", photo.path) for photo in self._data.judged}
+            paths = {photo.label: Path("set", photo.path) for photo in self._data.reported_photos}
             told["vanished"], told["changed"] = str(paths["daisy"]), str(paths["tulip"])
             paths["daisy"].unlink()
             paths["tulip"].write_bytes(b"changed")

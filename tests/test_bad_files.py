@@ -263,7 +263,7 @@ def test_a_folder_of_nothing_readable(inside: Path, done: Done, capsys: pytest.C
     assert "not a picture" in said.out
     assert "can be read as a photo" in said.err.splitlines()[-1]
     assert main(["test", *ckpt, "--data.test_root", str(inside / "other")]) == 1
-    assert "There is no photo to judge" in capsys.readouterr().err.splitlines()[-1]
+    assert "no photo could be read" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.data.batches import Batch, BatchKey, BatchSampler
+from flowers_pl.data.batches import Batch
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.decoding import load_photo
+from flowers_pl.data.sampling import BatchKey, BatchSampler, even_sample
 from flowers_pl.data.split import VAL
 
 
@@ -185,3 +186,24 @@ def test_the_weights_of_a_batch_are_1_on_average_over_all_ranks(data: FlowersDat
     for one, parts in zip(alone, zip(weights(0, 2), weights(1, 2), strict=True), strict=True):
         assert one.mean() == pytest.approx(1)
         assert np.array_equal(np.sort(np.concatenate(parts)), np.sort(one))
+
+
+# ---------------------------------------------------------------- samples of photos
+
+
+def test_chosen_are_even_over_classes() -> None:
+    labels = np.repeat([0, 1, 2], [4, 100, 300])
+    chosen = even_sample(labels, 60)
+    assert np.bincount(labels[chosen]).tolist() == [4, 20, 20]
+    assert len(set(chosen.tolist())) == 44
+    assert {0, 3, 4, 103, 104, 403} <= set(chosen.tolist())  # from the first to the last
+    assert np.array_equal(even_sample(labels, 10_000), np.arange(404))
+
+
+def test_samples_are_even_over_the_classes_and_drawn_by_seed() -> None:
+    labels = np.array([0] * 50 + [1] * 3 + [2] * 20)
+    chosen = even_sample(labels, 9, seed=0)
+    assert labels[chosen].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert np.array_equal(chosen, even_sample(labels, 9, seed=0))
+    assert not np.array_equal(chosen, even_sample(labels, 9, seed=1))
+    assert sorted(even_sample(labels, 100, seed=0)) == list(range(73))

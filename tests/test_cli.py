@@ -19,7 +19,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowers_pl.cli.app import main
-from flowers_pl.cli.options import SUMMARIES
+from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.data.decoding import load_photo, read_photo
 from flowers_pl.data.drawings import KINDS, draw_flower
 from flowers_pl.export.load import Exported
@@ -122,7 +122,7 @@ def test_validate_gives_the_figures_of_the_best_epoch(
 ) -> None:
     assert main(["validate", "--trainer.enable_progress_bar", "false"]) == 0
     said = capsys.readouterr().out
-    assert "10 validation photos; this side chose the checkpoint" in said
+    assert "10 validation images; this side chose the checkpoint" in said
     best = min(read_table(inside / "checkpoints" / "first" / "metrics.csv"), key=lambda row: row["val_loss"])
     for name in ("loss", "accuracy", "f1"):
         assert f"  {name:<10} {best[f'val_{name}']:.4f}" in said
@@ -136,7 +136,7 @@ def test_test_judges_another_folder(inside: Path, capsys: pytest.CaptureFixture[
     (inside / "other" / "daisy" / "torn.jpg").write_text("torn")
     assert main(["test", "--data.test_root", "other", "--trainer.enable_progress_bar", "false"]) == 0
     said = capsys.readouterr().out
-    assert "photos of other" in said
+    assert "images of other" in said
     assert "chose" not in said
     model = FlowerClassifier.load("checkpoints/first/best.ckpt")
     right = [
@@ -173,25 +173,25 @@ def test_a_run_ends_with_its_final_model(inside: Path, drawings: Path) -> None:
     assert found == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_card_tells_of_all_that_was_exported_and_of_the_newest_test(inside: Path) -> None:
+def test_the_card_lists_all_that_was_exported_and_the_newest_results(inside: Path) -> None:
     run = inside / "checkpoints" / "first"
     (run / "test.json").unlink(missing_ok=True)
     assert main(["export", "--format", "onnx"]) == 0
     card = (run / "MODEL_CARD.md").read_text()
-    assert "`final.pt2`: on 10 validation photos the checkpoint's class for 10" in card
-    assert "`final.onnx`: on 10 validation photos the checkpoint's class for 10" in card
-    assert "a running average of its weights (decay 0.99)" in card
-    assert "On 10 validation photos; this side chose the checkpoint." in card  # measured by fit
+    assert "`final.pt2`: the checkpoint's class for 10 of 10 validation images" in card
+    assert "`final.onnx`: the checkpoint's class for 10 of 10 validation images" in card
+    assert "a running average (decay 0.99)" in card
+    assert "On 10 validation images; this side chose the checkpoint." in card  # measured by fit
     last = dict(row.split(" | ")[:2] for row in re.findall(r"^\| (.*) \|$", card, re.MULTILINE))
     assert float(last["accuracy"]) * 10 == pytest.approx(round(float(last["accuracy"]) * 10))
     assert main(["test", "--trainer.enable_progress_bar", "false"]) == 0
     renewed = (run / "MODEL_CARD.md").read_text()
     accuracy = json.loads((run / "test.json").read_text())["accuracy"]
     assert f"| accuracy | {accuracy:.4f} |" in renewed
-    assert "`final.onnx`: on 10" in renewed
+    assert "`final.onnx`: the checkpoint's class for 10" in renewed
 
 
-def test_the_card_tells_of_no_other_weights(inside: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_card_leaves_out_other_weights(inside: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = inside / "checkpoints" / "first"
     kept = {file: file.read_text() for file in (run / "exports.json", run / "MODEL_CARD.md")}
     for name in ("exports.json", "test.json"):
@@ -206,8 +206,8 @@ def test_the_card_tells_of_no_other_weights(inside: Path, caplog: pytest.LogCapt
     assert "final.pt2" not in card
     assert "the moon" not in card
     assert "Not measured yet" in card
-    assert f"{run.relative_to(inside) / 'final.pt2'} is of other weights than" in caplog.text
-    assert "test.json is of other weights than checkpoints/first/best.ckpt; 'test' renews it" in caplog.text
+    assert f"{run.relative_to(inside) / 'final.pt2'} has other weights than" in caplog.text
+    assert "test.json is of other weights than checkpoints/first/best.ckpt; run 'test' again" in caplog.text
     kept_card = (run / "MODEL_CARD.md").read_text()
     assert main(["test", "--ckpt_path", str(run / "last.ckpt")]) == 0  # which the card is not about
     assert (run / "MODEL_CARD.md").read_text() == kept_card
@@ -419,7 +419,7 @@ def test_the_notebooks_split_and_a_list_are_taken(
     with open("checkpoints/clean/split.csv", newline="") as stream:
         sides = [row["side"] for row in csv.DictReader(stream)]
     assert len(sides) == 49
-    assert f"{sides.count('val')} validation photos" in capsys.readouterr().out
+    assert f"{sides.count('val')} validation images" in capsys.readouterr().out
     for run in ("notebook", "list", "clean"):
         shutil.rmtree(inside / "checkpoints" / run)
 
@@ -474,7 +474,7 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["predict"], "--data.predict_root is missing"),
         (["predict", "--data.predict_root", "nowhere"], "no photo or folder 'nowhere'"),
         (["predict", "--exported", "nowhere.onnx"], "--exported: there is no file 'nowhere.onnx'"),
-        (["test", "--data.image_size", "64"], "best.ckpt sees 32 pixels a side, not 64; leave it out."),
+        (["test", "--data.image_size", "64"], "best.ckpt takes 32 pixels a side, not 64; leave it out."),
         (
             ["predict", "--data.predict_root", "photos", "--out", "checkpoints"],
             "--out: 'checkpoints' is a folder",
@@ -495,7 +495,7 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["explain", "--ckpt_path", "nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),
         (["export", "--format", "torch", "--quantize", "int8"], "--quantize"),
         (["export", "--format", "coreml"], "coreml"),
-        (["fit", "--config", "broken.yaml"], "--config: 'broken.yaml' is no YAML (while parsing"),
+        (["fit", "--config", "broken.yaml"], "--config: 'broken.yaml' is not valid YAML (line 2, column 1)"),
         (["fit", "--config", "words.yaml"], "--config: 'words.yaml' holds no settings"),
         (["fit", "--config", '{"data": {"root": "nowhere"}}'], "no folder 'nowhere'"),  # settings, no file
         (
@@ -509,11 +509,14 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["fit", "--trainer.devices", "0", "--trainer.accelerator", "cpu"], "devices='0'"),
         (["explain", "--most", "0"], "--most must be at least 1"),
         (["explain", "--faithfulness", "-3"], "--faithfulness must be at least 0, not -3"),
-        (["fit", "--trainer.accelerator", "tpu"], "--trainer.…: what is asked for needs a package"),
+        (
+            ["fit", "--trainer.accelerator", "tpu"],
+            "--trainer.accelerator: it needs a package",
+        ),
         (["export", "--quantize", "int4"], "--quantize must be int8 or null, not int4"),
         (
             ["export", "--out", "model.txt"],
-            "--out: a file for --format torch must end in .pt2, not as 'model.txt'",
+            "--out: the file for --format torch must end in .pt2; 'model.txt' does not",
         ),
         (["export", "--out", "small.yaml/model.pt2"], "--out: 'small.yaml' cannot be written to"),
         (["test", "--ckpt_path", "checkpoints/first"], "'checkpoints/first' is a folder; give its best.ckpt"),
@@ -530,7 +533,7 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["explain", "--images", "small.yaml"], "--images: nothing in 'small.yaml' can be read as a photo"),
         ([*FIT, "--data.split", "nowhere.csv"], "'nowhere.csv' cannot be read (No such file or directory)"),
         ([*FIT, "--data.exclude", "nowhere.csv"], "nowhere.csv' cannot be read (No such file or directory)"),
-        ([*FIT, "--model.weights", "torn.pth"], "'torn.pth' is no file that torch.save wrote"),
+        ([*FIT, "--model.weights", "torn.pth"], "'torn.pth' was not written by torch.save"),
         ([*FIT, "--model.weights", "checkpoints/first/best.ckpt"], "is a checkpoint of a training"),
         ([*FIT, "--trainer.max_epochs", "0"], "--trainer.max_epochs must be at least 1"),
         ([*FIT, "--trainer.check_val_every_n_epoch", "2"], "--trainer.check_val_every_n_epoch"),
@@ -637,7 +640,7 @@ def test_help_has_the_recipe_first_and_one_line_of_usage(
     assert ended.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith(f"usage: python -m flowers_pl {command} [options]\n\n{SUMMARIES[command]}\n")
-    places = [said.index(f"  --{option} ") for option in ("data.root", "ckpt_path", "trainer.devices")]
+    places = [said.index(f"  --{option} ") for option in ("ckpt_path", "data.root", "trainer.devices")]
     assert places == sorted(places)
     assert ("last.ckpt: settings" in said) == (command == "fit")
     assert ("newest best.ckpt" in said) == (command != "fit")

@@ -224,7 +224,7 @@ def test_a_run_of_two_ranks_is_stopped_loses_each_rank_and_goes_on(
         tmp_path, "--config", "small.yaml", "--run_name", "two", PROBE_SIGNAL=f"1:6:{signal.SIGTERM}"
     )
     code, said = finish(stopped)
-    assert (code, said.splitlines()[-1]) == (143, f"flowers_pl: stopped by SIGTERM; go on with: {advice}")
+    assert (code, said.splitlines()[-1]) == (143, f"flowers_pl: stopped by SIGTERM; resume with: {advice}")
     assert read_checkpoint(run / "last.ckpt")["global_step"] == 7
 
     resume = ("--ckpt_path", "checkpoints/two/last.ckpt")

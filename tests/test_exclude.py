@@ -62,7 +62,7 @@ def test_a_file_that_is_no_list_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("split", ["grouped", "notebook"])
 def test_photos_on_the_list_take_no_part(drawings: Path, tmp_path: Path, split: str) -> None:
     every = module(drawings, split=split)
-    listed = [every.judged[0].path, every.placed[7].path]
+    listed = [every.reported_photos[0].path, every.placed[7].path]
     write_exclusions(tmp_path / "list.csv", [LeftOut(listed[0], "blurred"), LeftOut(listed[1], "")])
     data = module(drawings, split=split, exclude=str(tmp_path / "list.csv"))
     assert {one.path for one in every.placed} - {one.path for one in data.placed} == set(listed)
@@ -98,7 +98,7 @@ def test_one_of_two_copies_on_the_list_settles_the_conflict(tmp_path: Path, draw
 def test_an_unreadable_file_on_the_list_is_no_error(drawings: Path, tmp_path: Path) -> None:
     shutil.copytree(drawings, tmp_path / "photos")
     (tmp_path / "photos" / "rose" / "text.png").write_text("no picture")
-    with pytest.raises(FlowersError, match=r"'rose/text.png' .* mend or remove them, or name them in"):
+    with pytest.raises(FlowersError, match=r"'rose/text.png' .* repair or remove them, or name them in"):
         module(tmp_path / "photos", unreadable="error")
     write_exclusions(tmp_path / "list.csv", [LeftOut("rose/text.png", "no picture")])
     data = module(tmp_path / "photos", unreadable="error", exclude=str(tmp_path / "list.csv"))

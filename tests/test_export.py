@@ -1,4 +1,4 @@
-"""export.py, exported.py: files agree with the model, resize and network apart; foreign files are refused."""
+"""export/: files agree with the model, resize and network apart; foreign files are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.decoding import load_photo, read_photo, resize_photo
 from flowers_pl.data.drawings import draw_flower
-from flowers_pl.export import write as export
+from flowers_pl.export import write
 from flowers_pl.export.load import Exported
 from flowers_pl.export.verify import Agreement, accuracy_loss, check_export
 from flowers_pl.export.write import export_onnx, export_torch, quantize_int8
@@ -204,12 +204,12 @@ def test_another_model_is_noticed(kind: str, model: FlowerClassifier, files: dic
     with torch.no_grad():
         other.network.head.bias[0] += 0.01
     exported = Exported.open(files[kind])
-    with pytest.raises(FlowersError, match="not the checkpoint's"):
+    with pytest.raises(FlowersError, match="differs from its checkpoint"):
         check_export(exported, other, photos()).verify()
     other.load_state_dict(model.state_dict())
     check_export(exported, other, photos()).verify()
     other.image_size = SIZE - 1  # another resize
-    with pytest.raises(FlowersError, match="not the checkpoint's"):
+    with pytest.raises(FlowersError, match="differs from its checkpoint"):
         check_export(exported, other, photos()).verify()
 
 
@@ -254,7 +254,7 @@ def test_a_file_knows_its_classes_and_no_path_of_this_machine(kind: str, files: 
     exported = Exported.open(files[kind])
     assert (exported.classes, exported.image_size) == (CLASSES, SIZE)
     data = files[kind].read_bytes()
-    assert str(Path(export.__file__).parent).encode() not in data
+    assert str(Path(write.__file__).parent).encode() not in data
     assert b"site-packages" not in data
 
 
@@ -290,7 +290,7 @@ def test_a_write_that_fails_leaves_the_old_file(
 def test_missing_packages_are_named(
     model: FlowerClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    monkeypatch.setattr(write, "find_spec", lambda name: None)
     (tmp_path / "a.onnx").touch()
     for way in (
         lambda: export_onnx(model, tmp_path / "b.onnx"),
@@ -320,7 +320,7 @@ def test_torn_and_foreign_files_are_refused(kind: str, files: dict[str, Path], t
     other = files["pt2" if kind == "onnx" else "onnx"].read_bytes()
     for data in (b"", b"hello", whole[: len(whole) // 2], whole[:-100], other):
         file.write_bytes(data)
-        with pytest.raises(FlowersError, match="torn, or not a model"):
+        with pytest.raises(FlowersError, match="damaged, or not a model"):
             Exported.open(file)
     torch.save({"a": 1}, file)
     with pytest.raises(FlowersError):

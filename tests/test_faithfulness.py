@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from flowers_pl.data.decoding import load_photo
 from flowers_pl.data.folder import list_photos
-from flowers_pl.explain.activation_maps import class_activation_maps, stand_in
-from flowers_pl.explain.faithfulness import faithfulness, faithfulness_figure, rank_correlation
+from flowers_pl.explain.activation_maps import class_activation_maps, copied_network
+from flowers_pl.explain.faithfulness import faithfulness, rank_correlation
+from flowers_pl.explain.figures import faithfulness_figure
 from flowers_pl.explain.relevance import centred_map, deletion, insertion, random_maps, ranks, road_scores
 from flowers_pl.network.mobilenet import FlowerNet
 from flowers_pl.network.weights import load_weights
@@ -71,7 +72,7 @@ def test_right_maps_beat_random_ones_and_the_centre(reds: FlowerNet, spots: Tens
 def test_curves_run_from_one_picture_to_the_other(reds: FlowerNet, spots: Tensor) -> None:
     heats = ranks(np.stack([centred_map(SIZE)] * 4), random_maps(4, CELLS, SIZE, np.random.default_rng(0)))
     inputs = (spots / 255 - 0.5) / 0.25
-    with stand_in(reds) as (network, _), torch.no_grad():
+    with copied_network(reds) as (network, _), torch.no_grad():
         whole = network(inputs).softmax(1)[:, 0].numpy()
         bare = network(torch.zeros_like(inputs)).softmax(1)[:, 0].numpy()
         deleted = deletion(network, inputs, heats, [0] * 4, 8)
@@ -100,7 +101,7 @@ def test_road_is_the_same_again_and_leaves_the_generator_alone(reds: FlowerNet, 
     heats = random_maps(4, CELLS, SIZE, np.random.default_rng(0))
     before = torch.get_rng_state()
     inputs = (spots / 255 - 0.5) / 0.25
-    with stand_in(reds) as (network, _):
+    with copied_network(reds) as (network, _):
         first, second = (road_scores(network, inputs, heats, [0] * 4) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(np.array_equal(first[name], second[name]) for name in first)
@@ -138,15 +139,15 @@ def test_the_share_is_unknown_where_no_map_has_an_order(reds: FlowerNet) -> None
 
 @pytest.mark.slow
 def test_grad_cam_beats_noise_on_real_photos(real_weights: Path, real_photos: Path) -> None:
-    """A head fitted to 200 photos; judged on others."""
+    """A head fitted to 200 photos; evaluated on others."""
     listed = list_photos(real_photos)
     names = sorted({photo.label for photo in listed})
     members = [[photo for photo in listed if photo.label == name] for name in names]
-    fitted, judged = (
+    fitted, held_out = (
         [photo for some in members for photo in some[part]] for part in (slice(40), slice(40, 44))
     )
     photos, others = (
-        torch.stack([load_photo(real_photos / one.path, 160) for one in some]) for some in (fitted, judged)
+        torch.stack([load_photo(real_photos / one.path, 160) for one in some]) for some in (fitted, held_out)
     )
     torch.manual_seed(0)  # of the head
     network = FlowerNet(len(names)).eval()

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+from flowers_pl.core.text import plural
 from flowers_pl.evaluation.calibration import BINS
 from flowers_pl.evaluation.figures import (
     augmentation_sheet,
@@ -140,7 +141,7 @@ def test_curves_short_and_long(epochs: int, best: int | None) -> None:
         assert all(tick == int(tick) for tick in axes.get_xticks())
 
 
-# ---------------------------------------------------------------- a judged model
+# ---------------------------------------------------------------- evaluation
 
 
 def matrix(classes: int, seed: int = 0) -> np.ndarray:
@@ -168,7 +169,7 @@ def test_confusion_matrix_is_readable(classes: list[str]) -> None:
         f"{_cut(name)} ({count})" for name, count in zip(classes, counts.sum(1), strict=True)
     ]
     assert [label.get_text() for label in axes.get_xticklabels()] == [_cut(name) for name in classes]
-    assert any(f"{counts.sum()} photos" in text.get_text() for text in texts)
+    assert any(f"{counts.sum():,} images" in text.get_text() for text in texts)
     slanted = (
         axes.get_xticklabels() if len(classes) > len(FIVE) else []
     )  # their boxes overlap, the words do not
@@ -206,6 +207,14 @@ def test_very_many_classes_are_drawn_by_colour_alone() -> None:
     assert len(figure.axes[0].get_xticklabels()) == 60
 
 
+def test_a_thousand_classes_fit_a_picture() -> None:
+    figure = confusion_matrix(matrix(1200), [f"class {number}" for number in range(1200)])
+    drawn(figure)
+    assert figure.bbox.height < 2000
+    assert figure.axes[0].get_xlabel() == "prediction, index of the class"
+    assert len(figure.axes[0].get_xticklabels()) < 30
+
+
 def bars(axes: Axes) -> list[Rectangle]:
     return [patch for patch in axes.patches if isinstance(patch, Rectangle)]
 
@@ -218,7 +227,7 @@ def test_reliability_diagram(photos: int) -> None:
     figure = reliability_diagram(report)
     texts = drawn(figure)
     above, below = figure.axes
-    assert any(f"ECE {report.ece:.3f}, {photos} photos" in text.get_text() for text in texts)
+    assert any(f"ECE {report.ece:.3f}, {plural(photos, 'image')}" in text.get_text() for text in texts)
     assert [bar.get_height() for bar in bars(below)] == report.bins.counts.tolist()
     accuracy, gap = bars(above)[:BINS], bars(above)[BINS:]
     np.testing.assert_equal([bar.get_height() for bar in accuracy], report.bins.accuracy)
@@ -257,20 +266,20 @@ def test_misclassified_photos(count: int) -> None:
         assert predicted == f"predicted: {_cut(predictions[number])}"
         assert probability == f"probability {shares[number]:.1%}"
         assert axes.get_xlabel().endswith(f"{number:012d}_photo.jpg")
-    title = f"Misclassified photos: {count}" + (", the most confident first" if count > 1 else "")
+    title = f"Misclassified images: {count}" + (", the most confident first" if count > 1 else "")
     assert title in [text.get_text() for text in texts]
 
 
 def test_no_mistake_is_said() -> None:
     figure = misclassified([], [], [], [])
-    assert {"Misclassified photos: 0", "All photos were predicted rightly."} == set(said(figure))
+    assert {"Misclassified images: 0", "All images were predicted correctly."} == set(said(figure))
     assert not figure.axes
 
 
 def test_misclassified_photos_of_many() -> None:
     some = [*photos(1, 20, 60), *photos(1, 60, 20)]
     figure = misclassified(some, FIVE[:2], FIVE[1:3], [0.9, 0.8], total=85)
-    assert "Misclassified photos: 2 of 85, the most confident first" in said(figure)
+    assert "Misclassified images: 2 of 85, the most confident first" in said(figure)
     assert not any(axes.get_xlabel() for axes in figure.axes)
 
 

@@ -71,7 +71,7 @@ def test_scikit_learn_says_the_same(probabilities: np.ndarray, labels: np.ndarra
     for name, ours, theirs in zip(("precision", "recall", "f1"), each, macro, strict=True):
         np.testing.assert_allclose(report.per_class[name], ours, rtol=0, atol=CLOSE)
         assert report.macro[name] == pytest.approx(theirs, abs=CLOSE)
-    assert report.photos == len(labels)
+    assert report.num_images == len(labels)
 
 
 @pytest.mark.parametrize(("probabilities", "labels"), CASES)
@@ -193,9 +193,9 @@ def report(**said: bool | str) -> Report:
 
 
 def test_the_text_is_a_table() -> None:
-    found = report(judged="validation photos", chose_checkpoint=True)
+    found = report(evaluated_on="validation images", chose_checkpoint=True)
     lines = found.text().splitlines()
-    assert lines[:3] == ["860 validation photos.", CAUTION.format(kind="photos"), ""]
+    assert lines[:3] == ["860 validation images.", CAUTION, ""]
     for name, precision, recall, f1, support in zip(
         found.classes, *found.per_class.values(), found.support, strict=True
     ):
@@ -209,22 +209,22 @@ def test_the_text_is_a_table() -> None:
         f"(95 % interval {low:.4f} to {high:.4f})",
     ]
     points = 100 * (high - low) / 2
-    assert lines[-1] == f"At 860 photos a difference of less than {points:.1f} points of accuracy is noise."
+    assert lines[-1].startswith(f"With 860 images, a difference of less than {points:.1f} points of accuracy")
     assert 2 < points < 4
 
 
 def test_no_mistake_is_not_taken_for_certainty() -> None:
     text = evaluate(np.eye(3)[np.arange(150) % 3], np.arange(150) % 3, names(3)).text()
-    assert "all predicted rightly" in text
-    assert "may still be 2.0 points away" in text
+    assert "All 150 images were predicted correctly" in text
+    assert "may be 2.0 points away" in text
     assert "is noise" not in text
 
 
 def test_json_says_the_same() -> None:
-    found = report(judged="validation photos", chose_checkpoint=True)
+    found = report(evaluated_on="validation images", chose_checkpoint=True)
     read = json.loads(json.dumps(found.as_dict(), allow_nan=False))
-    assert read["judged"] == "validation photos"
-    assert read["caution"] == CAUTION.format(kind="photos")
+    assert read["judged"] == "validation images"
+    assert read["caution"] == CAUTION
     assert read["photos"] == 860
     assert read["accuracy"] == found.accuracy
     assert read["macro_f1"] == found.macro["f1"]
@@ -267,7 +267,7 @@ def test_arguments_that_do_not_fit(probabilities: np.ndarray, labels: np.ndarray
 
 
 def test_what_a_user_can_mend() -> None:
-    with pytest.raises(FlowersError, match="no photo to judge"):
+    with pytest.raises(FlowersError, match="nothing to evaluate"):
         evaluate(np.zeros((0, 3)), np.zeros(0, int), names(3))
     with pytest.raises(FlowersError, match="diverged"):
         evaluate(np.full((2, 3), np.nan), np.zeros(2, int), names(3))

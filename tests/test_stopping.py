@@ -147,9 +147,9 @@ def test_a_stopped_run_saves_and_says_how_to_go_on(
     advice = "python -m flowers_pl fit --ckpt_path checkpoints/part/last.ckpt"
     last = said.splitlines()[-1]
     if saved is None:
-        assert last.endswith("nothing was saved yet; start it again as before")
+        assert last.endswith("nothing was saved yet; start it again with the same command")
     else:
-        assert last == f"flowers_pl: stopped by {signal.Signals(number).name}; go on with: {advice}"
+        assert last == f"flowers_pl: stopped by {signal.Signals(number).name}; resume with: {advice}"
         checkpoint = read_checkpoint(part / "last.ckpt")
         assert (checkpoint["epoch"], checkpoint["global_step"]) == saved
     go_on(whole, part)
@@ -178,7 +178,7 @@ def test_slurm_requeues_a_preempted_run_and_it_goes_on(whole: Whole, part: Path)
     code, said = fit([*whole.args, "part"], whole.home, Circumstances(preempted, environment=job))
     assert code == 143, said
     assert (whole.home / "asked.txt").read_text() == "requeue 4711\n"
-    assert "go on with --ckpt_path checkpoints/part/last.ckpt in the command that started it" in said
+    assert "resume by adding --ckpt_path checkpoints/part/last.ckpt to the command that started it" in said
     again = Circumstances(environment={**job, "SLURM_RESTART_COUNT": "1"})
     code, said = fit([*whole.args, "part"], whole.home, again)
     assert code == 0, said
@@ -199,7 +199,7 @@ def test_a_full_disk_ends_a_run_with_one_sentence_and_nothing_lost(whole: Whole,
     assert "Traceback" not in said
     last = said.splitlines()[-1]
     assert last.startswith("flowers_pl: The checkpoint 'checkpoints/part/last.ckpt' cannot be written")
-    assert "make room and resume" in last
+    assert "free some space and resume" in last
     assert kept == {name: (part / name).read_bytes() for name in kept}
     go_on(whole, part)
 

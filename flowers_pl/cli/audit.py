@@ -10,11 +10,13 @@ from pathlib import Path
 from flowers_pl.audit.examination import examine
 from flowers_pl.audit.html import page
 from flowers_pl.audit.text import report, to_leave_out
+from flowers_pl.cli.commands import SUMMARIES
+from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import check_writable, replacing
-from flowers_pl.data.datamodule import check_settings
 from flowers_pl.data.exclusions import write_exclusions
 from flowers_pl.data.folder import class_folders
+from flowers_pl.data.split_photos import check_settings
 from flowers_pl.network.mobilenet import FlowerNet
 from flowers_pl.network.weights import load_weights
 
@@ -132,3 +134,10 @@ def _write(file: Path, text: str) -> None:
         raise FlowersError(
             f"--output: {str(file)!r} cannot be written ({reason_of(error)}); name another folder."
         ) from error
+
+
+def run(args: list[str]) -> None:
+    """Run the subcommand."""
+    options = Options("audit", SUMMARIES["audit"])
+    options.add_function(audit)
+    audit(**options.parser.instantiate(options.parse(args)))

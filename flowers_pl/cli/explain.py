@@ -12,14 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flowers_pl.cli.commands import SUMMARIES
+from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable
 from flowers_pl.core.names import KEY, RUNS
 from flowers_pl.core.text import plural
 from flowers_pl.data.decoding import resize_photo
 from flowers_pl.data.folder import list_pictures
+from flowers_pl.data.sampling import even_sample
 from flowers_pl.data.split import VAL
-from flowers_pl.runs.folder import placed_of, readable_photos, save, settings_of, show_pictures
+from flowers_pl.runs.folder import readable_photos, split_of
+from flowers_pl.runs.results import log_pictures, save_figure
 from flowers_pl.training.checkpoint_files import newest_best, read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
 
@@ -49,7 +53,8 @@ def explain(
         most: at most so many photos.
         faithfulness: measure on so many of the photos how much the maps can be trusted (slow); 0 for none.
     """
-    from flowers_pl.explain.explanations import explain_photos, explanation_figure, grid_figure, overlay
+    from flowers_pl.explain.explanations import explain_photos
+    from flowers_pl.explain.figures import explanation_figure, grid_figure, overlay
 
     for option, given, least in (("most", most, 1), ("faithfulness", faithfulness, 0)):
         if given < least:
@@ -60,12 +65,11 @@ def explain(
     check_writable(folder)
     names, photos, truths = _to_explain(ckpt, model, images, most)
     explained = explain_photos(model, photos, truths, target, method, layer)
-    save(explanation_figure(explained[0], names[0]), folder / "example.png")
-    kind = "drawings" if images is None and settings_of(ckpt).get("drawn") else "photos"
-    title = f"{method}, {plural(len(explained), kind[:-1])}" + (
-        "" if target is None else f": what speaks for {target}"
-    )
-    save(grid_figure(explained, model.classes, title), folder / "gradcam_grid.png")
+    save_figure(explanation_figure(explained[0], names[0]), folder / "example.png")
+    title = f"{method}, {plural(len(explained), 'image')}"
+    if target is not None:
+        title += f": evidence for {target}"
+    save_figure(grid_figure(explained, model.classes, title), folder / "gradcam_grid.png")
     np.savez_compressed(folder / "maps.npz", paths=names, maps=np.stack([one.heat for one in explained]))
     for name, one in zip(names, explained, strict=True):
         if each:
@@ -75,9 +79,9 @@ def explain(
     for old in ("explain.json", "faithfulness.png"):  # of other photos, perhaps
         (folder / old).unlink(missing_ok=True)
     if faithfulness:
-        _measure(model, photos[:faithfulness], method, layer, folder, kind)
-    show_pictures(folder)
-    log.info("%s explained by %s of %s: %s.", plural(len(explained), kind[:-1]), method, ckpt, folder)
+        _measure(model, photos[:faithfulness], method, layer, folder)
+    log_pictures(folder)
+    log.info("%s explained by %s of %s: %s.", plural(len(explained), "image"), method, ckpt, folder)
 
 
 def _to_explain(
@@ -85,13 +89,11 @@ def _to_explain(
 ) -> tuple[list[str], list[Tensor], list[str | None]]:
     """Names, photos at their own size, and classes where they are known: those of the folders that photos lie
     in."""
-    from flowers_pl.explain.explanations import even_sample
-
     if images is None:
-        placed, root = placed_of(ckpt), Path(read_checkpoint(ckpt)[KEY]["data"]["root"])
+        placed, root = split_of(ckpt), Path(read_checkpoint(ckpt)[KEY]["data"]["root"])
         validating = [one for one in placed if one.side == VAL]
         labels = np.array([model.classes.index(one.label) for one in validating])
-        paths = [validating[row].path for row in even_sample(labels, most)]
+        paths = [validating[row].path for row in even_sample(labels, most, seed=0)]
     else:
         root, paths = list_pictures(images, "--images")
         paths = paths[:most]
@@ -109,20 +111,16 @@ def _to_explain(
 
 
 def _measure(
-    model: FlowerClassifier,
-    photos: Sequence[Tensor],
-    method: str,
-    layer: str | None,
-    folder: Path,
-    kind: str,
+    model: FlowerClassifier, photos: Sequence[Tensor], method: str, layer: str | None, folder: Path
 ) -> None:
-    from flowers_pl.explain.faithfulness import faithfulness, faithfulness_figure
+    from flowers_pl.explain.faithfulness import faithfulness
+    from flowers_pl.explain.figures import faithfulness_figure
 
-    log.info("Measuring on %s how far the maps can be trusted …", plural(len(photos), kind[:-1]))
+    log.info("Measuring on %s how far the maps can be trusted …", plural(len(photos), "image"))
     squares = torch.stack([resize_photo(photo, model.image_size) for photo in photos])
     measured = faithfulness(model, squares, method=method, layer=layer)
     (folder / "explain.json").write_text(json.dumps(measured, indent=2))
-    save(faithfulness_figure(measured, kind), folder / "faithfulness.png")
+    save_figure(faithfulness_figure(measured), folder / "faithfulness.png")
     own, chance = (measured["maps"][name] for name in (method, "random"))
     log.info(
         "ROAD %+.3f (random maps %+.3f), insertion %.3f (%.3f), deletion %.3f (%.3f, lower is better);"
@@ -131,3 +129,10 @@ def _measure(
     )
     if own["road"] <= chance["road"]:
         log.warning("By ROAD these maps are no better than random ones: they do not show what decides.")
+
+
+def run(args: list[str]) -> None:
+    """Run the subcommand."""
+    options = Options("explain", SUMMARIES["explain"])
+    options.add_function(explain)
+    explain(**options.parser.instantiate(options.parse(args)))

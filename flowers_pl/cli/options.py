@@ -1,224 +1,131 @@
-"""Which options each subcommand has, and what their defaults are: the recipe's, or a checkpoint's."""
+"""The parser of each subcommand: options from signatures, defaults from the recipe, a run or a checkpoint."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_type_hints
 
+from jsonargparse import ArgumentParser, Namespace
 from lightning import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from flowers_pl.cli.arguments import JUDGING, checkpoint_for, exported_for
-from flowers_pl.cli.audit import audit
-from flowers_pl.cli.explain import explain
-from flowers_pl.cli.export import export
-from flowers_pl.cli.messages import OneLineParser
+from flowers_pl.cli.mistakes import explain_mistake
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.names import CONFIG, KEY
-from flowers_pl.core.signals import StopSignals
-from flowers_pl.data.datamodule import FlowersDataModule
-from flowers_pl.runs.folder import settings_of
-from flowers_pl.runs.tensorboard import LogGradCam
-from flowers_pl.training.checkpoint_files import read_checkpoint
-from flowers_pl.training.classifier import FlowerClassifier
-from flowers_pl.training.resume import RunSettings
-from flowers_pl.training.stage_callbacks import StageEarlyStopping, UnfreezeTopLayers
-from flowers_pl.training.weight_average import WeightAverage
 
-OTHERS: dict[str, Callable[..., None]] = {"audit": audit, "explain": explain, "export": export}
-
-SUMMARIES = {
-    "fit": "Train in two stages, judge the best checkpoint, and write the final model.",
-    "validate": "Judge a checkpoint on the validation side: loss, accuracy, F1.",
-    "test": "Report on a checkpoint: every figure, pictures, a table of the photos, misclassified ones.",
-    "predict": "Write a table of photos with the probability of each class.",
+PROGRAM = "python -m flowers_pl"
+RECIPE = {
+    "trainer.max_epochs": -1,  # as many as the stages have
+    "trainer.num_sanity_val_steps": 0,
+    "trainer.use_distributed_sampler": False,  # BatchSampler divides each batch among the ranks itself
+    "trainer.deterministic": "warn",
+    "trainer.enable_model_summary": False,
 }
-GO_ON = "Checkpoint to go on from, a run's last.ckpt: settings are that run's where none are given."
-TRAINER = "Lightning's Trainer"
-NEWEST = "Checkpoint; the newest best.ckpt below checkpoints/ where none is given."
 
 
-class FlowersOptions(LightningCLI):
-    """The options of fit, validate, test, predict, audit, explain and export, and their defaults.
-
-    `fit` has all settings. The others take the model's from its checkpoint, and the data's too, where the
-    command line does not say otherwise.
+class Options:
+    """The options of one subcommand.
 
     Args:
-        args: the command line, without the program's name.
-        signals: what ends the program, and when.
+        command: the subcommand.
+        summary: what it does, for its help.
+        settings: config files whose settings are defaults.
     """
 
-    trainer: Trainer
-    datamodule: FlowersDataModule
-    model: FlowerClassifier
-
-    def __init__(self, args: list[str], signals: StopSignals) -> None:
-        self._adding, self._signals, self._changed = "", signals, False
-        command = next((arg for arg in args if not arg.startswith("-")), "")
-        self._exported = exported_for(command, args)
-        asked = bool({"-h", "--help"} & set(args))
-        self._ckpt = None if asked or self._exported else checkpoint_for(command, args)
-        settings = self._ckpt.parent / CONFIG if self._ckpt and command == "fit" else None
-        ours = read_checkpoint(self._ckpt)[KEY] if self._ckpt and command in JUDGING else {}
-        self._trained_on = settings_of(self._ckpt, ours) if self._ckpt and ours else {}
-        self._trained_in = ours.get("precision")
-        super().__init__(
-            FlowerClassifier,
-            FlowersDataModule,
-            save_config_callback=RunSettings,
-            trainer_defaults={
-                "max_epochs": -1,
-                "num_sanity_val_steps": 0,
-                "use_distributed_sampler": False,
-                "deterministic": "warn",
-                "enable_model_summary": False,
-            },
-            seed_everything_default=0,
-            parser_kwargs={
-                "prog": "python -m flowers_pl",
-                "description": "Transfer learning with MobileNetV2 on photos of flowers.",
-                **({"fit": {"default_config_files": [str(settings)]}} if settings else {}),
-            },
-            parser_class=OneLineParser,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=args,
+    def __init__(self, command: str, summary: str, settings: list[Path] | None = None) -> None:
+        self.command = command
+        self.types: dict[str, Any] = {}
+        self.parser = ArgumentParser(
+            prog=f"{PROGRAM} {command}",
+            usage=f"{PROGRAM} {command} [options]",  # argparse's own lists all options, as the help does
+            description=summary,
+            default_config_files=[str(file) for file in settings or ()],
+            exit_on_error=False,
         )
 
-    # ---------------------------------------------------------------- options
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The subcommands, and which arguments of the Trainer's methods are no options of theirs."""
-        return {
-            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
-            "validate": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
-            "test": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
-            "predict": {"model", "dataloaders", "datamodule", "weights_only", "return_predictions"},
-        }
-
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Lightning's subcommands, in our words, and beside them those that need no Trainer."""
-        super()._add_subcommands(parser, **kwargs)
-        assert parser._subcommands_action is not None
-        for action in parser._subcommands_action._choices_actions:
-            action.help = SUMMARIES[action.dest]
-        for name, function in OTHERS.items():
-            summary = (function.__doc__ or "").partition("\n")[0]
-            other = self.parser_class(description=summary, usage=_usage(name))
-            other.add_function_arguments(function, as_group=False)
-            parser._subcommands_action.add_subcommand(name, other, help=summary)
-
-    def _prepare_subcommand_parser(
-        self, klass: type, subcommand: str, **kwargs: Any
-    ) -> LightningArgumentParser:
-        self._adding = subcommand
-        words = {"description": SUMMARIES[subcommand], "usage": _usage(subcommand)}
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs | words)
-        _tidy_help(parser, GO_ON if subcommand == "fit" else NEWEST)
-        return parser
-
-    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--seed_everything",
-            type=int,
-            default=0,
-            help="Decides order, augmentation, dropout, the first head.",
+    def add_config(self) -> None:
+        """Add `--config` and `--print_config`."""
+        self.parser.add_argument(
+            "-c", "--config", action="config", help="Path to a configuration file in json or yaml format."
         )
 
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        if self._adding == "fit":
-            super().add_core_arguments_to_parser(parser)
-            return
-        parser.add_lightning_class_args(Trainer, "trainer")
-        parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
-        parser.set_defaults({"trainer.devices": 1})
-        parser.add_lightning_class_args(FlowersDataModule, "data")
+    def add(self, name: str, kind: Any, default: Any, description: str) -> None:
+        """Add one option."""
+        self.parser.add_argument(f"--{name}", type=kind, default=default, help=description)
+        self.types[name] = kind
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.link_arguments("seed_everything", "data.seed")
-        if self._adding == "fit":
-            parser.link_arguments("seed_everything", "model.seed")
-            parser.add_lightning_class_args(UnfreezeTopLayers, "unfreeze")
-            parser.add_lightning_class_args(StageEarlyStopping, "early_stopping")
-            parser.add_lightning_class_args(LogGradCam, "gradcam")
-            parser.add_lightning_class_args(WeightAverage, "average")  # after what looks at the weights
-            parser.add_argument(
-                "--run_name", type=str | None, default=None, help="Name of the folder below checkpoints/."
-            )
-            parser.add_argument(
-                "--export",
-                type=Literal["torch", "onnx", "none"],
-                default="torch",
-                help="Format of the final model that the run ends with.",
-            )
-            parser.add_argument(
-                "--save_every_n_steps",
-                type=int | None,
-                default=None,
-                help="Save last.ckpt after so many training steps too, not at each epoch's end only.",
-            )
-        else:
-            parser.set_defaults({f"data.{name}": value for name, value in self._trained_on.items()})
-        if self._adding == "predict":
-            parser.add_argument(
-                "--exported",
-                type=str | None,
-                default=None,
-                help="A .pt2 or .onnx that export wrote, in place of a checkpoint; runs on the CPU.",
-            )
-            parser.add_argument(
-                "--out",
-                type=str | None,
-                default=None,
-                help="The table to write; default predictions.csv beside the checkpoint or exported model.",
-            )
+    def add_class(self, name: str, source: type) -> None:
+        """Add the parameters of a class, as options that begin with `name`."""
+        self.parser.add_class_arguments(source, name, fail_untyped=False, sub_configs=True)
+        self._note_types(source, f"{name}.")
 
-    def _parse_ckpt_path(self) -> None:
-        """Settings of a checkpoint were taken before parsing, as defaults, so that the command line wins."""
-        config = self.config[self.config.subcommand]
-        for name, taken in (("ckpt_path", self._ckpt), ("exported", self._exported)):
-            given = config.get(name)
-            if self.config.subcommand not in OTHERS and given is not None and Path(given) != taken:
-                raise FlowersError(f"--{name} must be given on the command line, not in a config file.")
+    def add_trainer(self, defaults: dict[str, Any]) -> None:
+        """Add the parameters of Lightning's Trainer."""
+        self.parser.add_function_arguments(
+            _trainer_signature(), "trainer", fail_untyped=False, sub_configs=True
+        )
+        self.parser.set_defaults(RECIPE | defaults)
+        self._note_types(Trainer, "trainer.")
 
-    # ---------------------------------------------------------------- making things
+    def add_function(self, function: Callable[..., None]) -> None:
+        """Add the parameters of a function that is a subcommand."""
+        self.parser.add_function_arguments(function, as_group=False)
+        self._note_types(function, "")
 
-    def instantiate_classes(self) -> None:
-        if self.subcommand not in OTHERS:
-            super().instantiate_classes()
+    def _note_types(self, source: Any, prefix: str) -> None:
+        function = vars(source)["__init__"] if isinstance(source, type) else source
+        for name, kind in get_type_hints(function).items():
+            self.types[f"{prefix}{name}"] = kind
+            if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+                self._note_types(kind, f"{prefix}{name}.")
 
-    def _set_seed(self) -> None:
-        if self.config.subcommand not in OTHERS:
-            seed = self.config[self.config.subcommand].seed_everything
-            if not 0 <= seed < 2**32:
-                raise FlowersError(f"--seed_everything must be from 0 to {2**32 - 1}, not {seed}.")
-            super()._set_seed()
+    def parse(self, args: list[str]) -> Namespace:
+        """Parse a command line.
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        if subcommand in OTHERS:
-            OTHERS[subcommand](**self.parser.instantiate(self.config)[subcommand])
-        else:
-            super()._run_subcommand(subcommand)
+        Raises:
+            FlowersError: it has a mistake; the sentence names the option.
+            SystemExit: it asks for help or for the configuration, which has been printed.
+        """
+        try:
+            return self.parser.parse_args(args)
+        except (argparse.ArgumentError, TypeError, ValueError) as error:
+            said = explain_mistake(self.parser, self.types, self.command, args, error)
+            raise FlowersError(f"{said} (see '{PROGRAM} {self.command} --help')") from error
 
 
-def _usage(subcommand: str) -> str:
-    """One line; argparse's own lists all options, which the help lists anyway."""
-    return f"python -m flowers_pl {subcommand} [options]"
+def given(option: str, args: list[str]) -> str | None:
+    """Return what a command line gives for an option, before it is parsed; None for nothing or null."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument(option, nargs="?", dest="value")
+    value = first.parse_known_args(args)[0].value
+    return None if value in (None, "", "null") else str(value)
 
 
-def _tidy_help(parser: LightningArgumentParser, ckpt_path: str) -> None:
-    """Say what --ckpt_path is, and end with the Trainer's many options, which few need."""
-    for group in parser._action_groups:
-        for action in group._group_actions:
-            if isinstance(action.help, str):  # Lightning's: its defaults, some not ours, and Sphinx's roles
-                action.help = re.sub(r" ?Default: ``[^`]*``\.?", "", action.help)
-                action.help = re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`", r"\1", action.help)
-            if action.dest == "ckpt_path":
-                action.help, group.title = ckpt_path, "Checkpoint"
-            elif action.dest == "trainer":
-                group.title = TRAINER
-    parser._action_groups = sorted(parser._action_groups, key=lambda group: group.title == TRAINER)
+def asks_for_help(args: list[str]) -> bool:
+    """Whether a command line asks for help, which needs no checkpoint."""
+    return bool({"-h", "--help"} & set(args))
+
+
+def _trainer_signature() -> Callable[..., None]:
+    """Return a function with the Trainer's parameters, and its docstring without Sphinx's roles and defaults,
+    some of which are not ours."""
+
+    def trainer(**settings: Any) -> None: ...
+
+    signature = inspect.signature(Trainer.__init__)
+    hints = get_type_hints(Trainer.__init__)
+    parameters = [
+        one.replace(annotation=hints.get(name, one.annotation))
+        for name, one in signature.parameters.items()
+        if name != "self"
+    ]
+    text = inspect.cleandoc(Trainer.__init__.__doc__ or "").partition("\n")[2]
+    text = re.sub(r":\w+:`~?(?:\w+\.)*(\w+)`", r"\1", text)
+    text = re.sub(r"\s*Default: ``[^`]*``\.?", "", text)
+    trainer.__doc__ = f"Lightning's Trainer.\n{text}"
+    trainer.__annotations__ = {name: hint for name, hint in hints.items() if name != "return"}
+    trainer.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return trainer

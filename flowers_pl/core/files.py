@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.text import escape_bytes, unescape_bytes
 
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 (spreadsheets take the wide ones too)
 
@@ -92,6 +95,18 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def expanded(path: str) -> str:
+    """Expand `~` and make a path absolute.
+
+    Raises:
+        FlowersError: there is no such user, or no home.
+    """
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:
+        raise FlowersError(f"{path!r}: {error}; write the path without '~'.") from error
+
+
 def check_writable(folder: str | os.PathLike[str], option: str = "") -> None:
     """Refuse at once a folder, existing or not, that nothing can be written to in the end.
 
@@ -120,11 +135,11 @@ def check_writable(folder: str | os.PathLike[str], option: str = "") -> None:
 def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     """Write a table that `read_csv` takes back and that is safe in a spreadsheet.
 
-    Names that are not UTF-8 keep their bytes (`surrogateescape`). A text that a spreadsheet would take for a
-    formula gets an apostrophe before it (OWASP, "CSV Injection").
+    The file is UTF-8; bytes of names that are not are written as `core.text.escape_bytes` does. A text that a
+    spreadsheet would take for a formula gets an apostrophe before it (OWASP, "CSV Injection").
     """
-    with open(file, "w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        table = [[f"'{cell}" if _is_formula(cell) else cell for cell in row] for row in (header, *rows)]
+    with open(file, "w", newline="", encoding="utf-8") as stream:
+        table = [[_quoted(cell) for cell in row] for row in (header, *rows)]
         returns = any("\r" in str(cell) for row in table for cell in row)  # quoted from Python 3.13 on only
         writer = csv.writer(
             stream, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
@@ -153,9 +168,44 @@ def read_csv(file: str | os.PathLike[str], columns: Iterable[str] = ()) -> list[
         ]
 
 
+def _quoted(cell: object) -> object:
+    if not isinstance(cell, str):
+        return cell
+    return ("'" if _is_formula(cell) else "") + escape_bytes(cell)
+
+
 def _is_formula(cell: object) -> bool:
     return isinstance(cell, str) and cell.lstrip("'").startswith(FORMULA)
 
 
 def _unquoted(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and _is_formula(cell) else cell
+    return unescape_bytes(cell[1:] if cell.startswith("'") and _is_formula(cell) else cell)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all; bytes of names that are not UTF-8 become escapes.
+
+    Raises:
+        OSError: it cannot be written; the old file is as it was.
+    """
+    with replacing(file) as unfinished:
+        unfinished.write_text(
+            json.dumps(_each_text(content, escape_bytes), indent=2) + "\n", encoding="utf-8"
+        )
+
+
+def read_json(file: Path) -> Any:
+    """Read what `write_json` wrote.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no JSON.
+    """
+    return _each_text(json.loads(file.read_text(encoding="utf-8")), unescape_bytes)
+
+
+def _each_text(content: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(content, str):
+        return change(content)
+    if isinstance(content, dict):
+        return {change(key): _each_text(value, change) for key, value in content.items()}
+    return [_each_text(item, change) for item in content] if isinstance(content, (list, tuple)) else content

@@ -1,25 +1,20 @@
-"""Which photos stand in which batch, and the batches themselves.
-
-A sampler item is a whole batch, with its epoch in it, so that what a batch holds depends neither on the
-worker that makes it nor on what the worker made before. `batch_size` is the global one: of each batch a rank
-takes every `ranks`-th photo.
-"""
+"""Batches, of photos decoded once or read from their files, and what is predicted for them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from flowers_pl.data.augmentation import EpochDraws, epoch_draws
 from flowers_pl.data.cache import DecodedPhotos
 from flowers_pl.data.decoding import UnreadablePhoto, load_photo
-from flowers_pl.data.sampling import Balance, balanced_order, photo_weights
+from flowers_pl.data.sampling import BatchKey
 
 
 class Batch(NamedTuple):
@@ -27,15 +22,19 @@ class Batch(NamedTuple):
 
     Args:
         photos: (N, 3, size, size), RGB, values 0 to 255: uint8, or float32 once augmented; (0, 3, size, size)
-            where `features` stand for them.
+            where `features` take their place.
         labels: int64 (N,); -1 where no label is known.
         rows: int64 (N,): which photos of their list these are.
         total: photos in this batch on all ranks together.
-        draws: int32 (N, augment.DRAWS) in training, for the augmentation, else None.
+        draws: int32 (N, augmentation.DRAWS) in training, for the augmentation, else None.
         keys: int64 (N,) in training, for the dropout, else None.
         weights: float32 (N,) of the losses, 1 on average over the batch on all ranks; None where all are 1.
-        unreadable: (row, reason) of photos that should stand here.
-        features: (N, ...), what `frozen.FrozenPart` makes of the photos, where that is done already.
+        unreadable: (row, reason) of photos that are missing here.
+        features: (N, ...), what the frozen part of the network makes of the photos, where it has run already.
+
+    >>> batch = Batch(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]), torch.tensor([5, 8]), total=2)
+    >>> [len(part) for part in batch[:3]], batch.draws
+    ([2, 2, 2], None)
     """
 
     photos: Tensor
@@ -54,9 +53,10 @@ class Prediction(NamedTuple):
 
     Args:
         rows: int64 (N,): which photos of the list these are.
-        probabilities: float (N, classes).
+        probabilities: float (N, num_classes).
         unreadable: (row, reason) of photos of the batch that could not be read.
-        unlike: float (N,), see `unlike.Unlike`; None where the model cannot tell, and in a test.
+        unlike: float (N,): novelty, above 1 where a photo is unlike the training photos; None in a test, and
+            where the model has no measure of it.
     """
 
     rows: Tensor
@@ -66,95 +66,15 @@ class Prediction(NamedTuple):
 
 
 def join(parts: Sequence[Batch]) -> Batch:
-    """One batch of its parts."""
+    """Join the parts of a batch."""
     if len(parts) == 1:
         return parts[0]
-    together: dict[str, Any] = {
+    joined: dict[str, Any] = {
         name: torch.cat([getattr(part, name) for part in parts])
         for name in ("photos", "labels", "rows", "draws", "keys", "weights", "features")
         if getattr(parts[0], name) is not None
     }
-    return parts[0]._replace(**together, unreadable=[one for part in parts for one in part.unreadable])
-
-
-class BatchKey(NamedTuple):
-    """What a batch is made from.
-
-    Args:
-        epoch: decides the draws.
-        rows: int64 (N,), this rank's photos.
-        total: photos on all ranks together.
-        slots: int64 (N,): which of the epoch's draws each photo takes.
-        weights: float64 (N,), see `Batch`.
-    """
-
-    epoch: int
-    rows: np.ndarray
-    total: int
-    slots: np.ndarray
-    weights: np.ndarray | None = None
-
-    def part(self, places: slice) -> BatchKey:
-        """The key of a part of the batch."""
-        weights = None if self.weights is None else self.weights[places]
-        return self._replace(rows=self.rows[places], slots=self.slots[places], weights=weights)
-
-
-class BatchSampler(Sampler[BatchKey]):
-    """The batches of one rank in one epoch; a short last batch is kept.
-
-    Args:
-        photos: how many there are.
-        batch_size: photos of a batch on all ranks together.
-        rank: this rank.
-        ranks: how many there are.
-        seed: of the order; None for the photos' own order.
-        position: tells the epoch and the batch to start with, when iteration starts (for a resume inside an
-            epoch).
-        labels: int64 (photos,): their classes; needed to balance them.
-        balance: 'sampler' shows as many photos of each class, 'loss' weighs their losses.
-    """
-
-    def __init__(
-        self,
-        photos: int,
-        batch_size: int,
-        rank: int = 0,
-        ranks: int = 1,
-        seed: int | None = None,
-        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
-        labels: np.ndarray | None = None,
-        balance: Balance = "none",
-    ) -> None:
-        self.photos, self.batch_size, self.rank, self.ranks = photos, batch_size, rank, ranks
-        self.seed, self.position = seed, position
-        self.labels, self.balance = labels, balance
-
-    def __len__(self) -> int:
-        return -(-self.photos // self.batch_size)
-
-    def __iter__(self) -> Iterator[BatchKey]:
-        epoch, first = self.position()
-        order, slots = self._order(epoch)
-        weights = photo_weights(self.labels) if self.balance == "loss" and self.labels is not None else None
-        for start in range(first * self.batch_size, self.photos, self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            rows, mine = order[batch], slice(self.rank, None, self.ranks)
-            key = BatchKey(epoch, rows[mine], len(rows), slots[batch][mine])
-            if weights is not None:
-                key = key._replace(weights=(weights[rows] / weights[rows].mean())[mine])
-            yield key
-
-    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The epoch's photos, and the draws that they take: each its own, or, where a photo is shown more
-        than once, those of its place in the epoch."""
-        places = np.arange(self.photos)
-        if self.seed is None:
-            return places, places
-        if self.balance == "sampler" and self.labels is not None:
-            return balanced_order(self.labels, self.seed, epoch), places
-        order = epoch_draws(self.seed, epoch, self.photos).order
-        return order, order
+    return parts[0]._replace(**joined, unreadable=[entry for part in parts for entry in part.unreadable])
 
 
 class CachedPhotos(Dataset[Batch]):
@@ -180,7 +100,7 @@ class CachedPhotos(Dataset[Batch]):
         return self.without_pixels(key)._replace(photos=self.read(key.rows))
 
     def without_pixels(self, key: BatchKey) -> Batch:
-        """The batch but for its photos."""
+        """Return the batch but for its photos."""
         size = self.pixels.shape[1]
         batch = Batch(
             photos=torch.empty(0, 3, size, size, dtype=torch.uint8),
@@ -190,19 +110,19 @@ class CachedPhotos(Dataset[Batch]):
         )
         if self.seed is None:
             return batch
-        draws = self._of_epoch(self.seed, key.epoch)
+        draws = self._draws_of(self.seed, key.epoch)
         return batch._replace(
             draws=torch.from_numpy(draws.draws[key.slots]),
             keys=torch.from_numpy(draws.keys[key.slots]),
             weights=None if key.weights is None else torch.from_numpy(key.weights.astype(np.float32)),
         )
 
-    def read(self, places: np.ndarray) -> Tensor:
-        """Photos by their place among those that take part: uint8 (N, 3, size, size), channels last in
+    def read(self, indices: np.ndarray) -> Tensor:
+        """Read photos by their index among those that take part: uint8 (N, 3, size, size), channels last in
         memory."""
-        return torch.from_numpy(np.asarray(self.pixels[self.rows[places]])).permute(0, 3, 1, 2)
+        return torch.from_numpy(np.asarray(self.pixels[self.rows[indices]])).permute(0, 3, 1, 2)
 
-    def _of_epoch(self, seed: int, epoch: int) -> EpochDraws:
+    def _draws_of(self, seed: int, epoch: int) -> EpochDraws:
         if self._draws is None or self._draws[0] != epoch:
             self._draws = (epoch, epoch_draws(seed, epoch, len(self)))
         return self._draws[1]
@@ -215,7 +135,7 @@ class PhotoFiles(Dataset[Batch]):
         root: the folder.
         paths: of the photos, relative to it.
         size: pixels a side.
-        labels: int64 (photos,), where they are known.
+        labels: int64 (len(paths),), where they are known.
     """
 
     def __init__(self, root: Path, paths: Sequence[str], size: int, labels: np.ndarray | None = None) -> None:

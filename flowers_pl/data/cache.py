@@ -1,5 +1,4 @@
-"""Photos decoded once: a memory map of uint8 pixels at training size, and what was found out about each photo
-on the way."""
+"""The cache of decoded photos: their pixels at training size, mapped into memory, and their fingerprints."""
 
 from __future__ import annotations
 
@@ -24,13 +23,13 @@ from flowers_pl.data.decoding import UnreadablePhoto, load_photo, read_photo, re
 from flowers_pl.data.duplicates import THUMB, Fingerprint, fingerprint
 from flowers_pl.data.folder import LeftOut, Photo
 
-VERSION = 1  # of what `decode.py` and `duplicates.py` compute: a change there needs a new number here
+VERSION = 1  # of what `decoding.py` and `duplicates.py` compute: a change there needs a new number here
 CHUNK = 16  # photos a worker decodes before it reports
 
 
 @dataclass(frozen=True)
 class DecodedPhotos:
-    """What the cache holds: N readable photos and the names of the others.
+    """The readable photos of a folder, N of them, and the names of the others.
 
     Args:
         photos: the readable ones, sorted by path.
@@ -39,7 +38,7 @@ class DecodedPhotos:
         phashes: uint64 (N,).
         thumbs: uint8 (N, THUMB, THUMB).
         left_out: files that could not be read, with the reason.
-        pixels: uint8 (rows, size, size, 3), RGB, a memory map, or what reads the files.
+        pixels: uint8 (number of files, size, size, 3), RGB: a memory map, or what reads the files.
     """
 
     photos: list[Photo]
@@ -52,12 +51,12 @@ class DecodedPhotos:
 
 
 def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/flowers_pl`, or `~/.cache/flowers_pl`."""
+    """Return `$XDG_CACHE_HOME/flowers_pl`, or `~/.cache/flowers_pl`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowers_pl"
 
 
 class FilePixels:
-    """Stands for the memory map where photos are not kept decoded: reads them from their files, each time.
+    """Takes the place of the memory map without a cache: reads photos from their files each time.
 
     Args:
         root: the folder of class folders.
@@ -69,22 +68,22 @@ class FilePixels:
         self.root, self.photos, self.shape = root, photos, (len(photos), size, size, 3)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Photos by their rows, uint8 (N, size, size, 3).
+        """Read photos by their rows: uint8 (N, size, size, 3).
 
         Raises:
-            FlowersError: one cannot be read any more.
+            FlowersError: a photo can no longer be read.
         """
-        found = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        for place, row in enumerate(rows):
+        pixels = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for index, row in enumerate(rows):
             file = self.root / self.photos[row].path
             try:
-                found[place] = load_photo(file, self.shape[1]).permute(1, 2, 0).numpy()
+                pixels[index] = load_photo(file, self.shape[1]).permute(1, 2, 0).numpy()
             except UnreadablePhoto as reason:
                 raise FlowersError(
                     f"--data.root: {printable(str(file))!r} changed during the run ({reason}); restore it and"
                     " resume, or run with --data.cache true."
                 ) from reason
-        return found
+        return pixels
 
 
 def decode_photos(
@@ -95,18 +94,18 @@ def decode_photos(
     workers: int | None = None,
     keep: bool = True,
 ) -> DecodedPhotos:
-    """Decode all photos of a folder, or find them decoded.
+    """Decode all photos of a folder, or load them decoded from the cache.
 
-    A folder has one cache for each size. It is built again when a file came, went or changed (name, length,
-    times of change), put in place as a whole, and built by one process at a time while others wait.
+    A folder has one cache for each size. It is rebuilt when a file was added, removed or changed (name,
+    length, times of change), put in place as a whole, and built by one process at a time while others wait.
 
     Args:
         root: the folder of class folders.
         photos: as `list_photos` found them there.
         size: pixels a side.
-        cache_dir: where caches live; None for `default_cache_dir()`.
+        cache_dir: folder of all caches; None for `default_cache_dir()`.
         workers: processes that decode; None for as many as there are cores, 0 for this one.
-        keep: keep the pixels; else only what was found out about the photos, and `FilePixels` reads them.
+        keep: keep the pixels; otherwise only the fingerprints, and `FilePixels` reads the photos.
 
     Raises:
         FlowersError: the cache cannot be written.
@@ -141,7 +140,7 @@ def _key(root: Path, photos: list[Photo], size: int) -> str:
 
 
 def _state(file: Path) -> tuple[int, int, int]:
-    """Length and times of change: as git's index tells whether a file is the one that it knows."""
+    """Return length and times of change, by which git's index, too, tells whether a file has changed."""
     try:
         stat = file.stat()
     except OSError:
@@ -150,7 +149,7 @@ def _state(file: Path) -> tuple[int, int, int]:
 
 
 def _load(place: Path, key: str, unkept: FilePixels | None) -> DecodedPhotos | None:
-    """What lies at `place`, or None where nothing does, or something else, or only a part of it."""
+    """Load what is stored, or return None where that is nothing, or of other photos, or damaged."""
     try:
         table = json.loads((place / "table.json").read_text())
         if table["key"] != key:
@@ -194,8 +193,8 @@ def _build(
 
 
 class _Decoder(Dataset[list[tuple[int, Fingerprint | str]]]):
-    """Decodes CHUNK photos an item straight into the memory map, if there is one, and says what they are, or
-    why they are not."""
+    """Decodes CHUNK photos an item straight into the memory map, if there is one, and returns their
+    fingerprints, or why they cannot be read."""
 
     def __init__(self, root: Path, photos: list[Photo], size: int, pixels: Path | None) -> None:
         self.root, self.photos, self.size, self.pixels = root, photos, size, pixels
@@ -225,7 +224,7 @@ def _decode_all(decoder: _Decoder, workers: int | None) -> Iterator[tuple[int, F
         decoder,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         worker_init_fn=leave_signals_to_parent,
     )
     with signals_held():
@@ -238,8 +237,8 @@ def _decode_all(decoder: _Decoder, workers: int | None) -> Iterator[tuple[int, F
             bar.update(len(chunk))
 
 
-def _as_it_is(
+def _unchanged(
     chunk: list[tuple[int, Fingerprint | str]],
 ) -> list[tuple[int, Fingerprint | str]]:
-    """Not as tensors, whose way from a worker takes a file descriptor each, and half of all the time."""
+    """Keep worker results from becoming tensors, which take a file descriptor each, and half of the time."""
     return chunk

@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.text import printable
-from flowers_pl.data.augmentation import Augmentation, augment
-from flowers_pl.data.batches import Batch, BatchSampler, CachedPhotos, PhotoFiles
+from flowers_pl.data.augmentation import Augmentation
+from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
 from flowers_pl.data.download import download_flower_photos
 from flowers_pl.data.drawings import write_drawings
-from flowers_pl.data.duplicates import duplicate_groups
-from flowers_pl.data.exclusions import leave_out
-from flowers_pl.data.feature_cache import KeptFeatures
-from flowers_pl.data.folder import LeftOut, Photo, check_classes, list_photos, list_pictures, tell_left_out
-from flowers_pl.data.prefetch import FrozenStart, PrefetchLoader, ThreadPlan
-from flowers_pl.data.sampling import Balance
-from flowers_pl.data.split import (
-    TRAIN,
-    VAL,
-    Placed,
-    check_sides,
-    grouped_split,
-    notebook_split,
-    read_split,
-    straddling,
-)
+from flowers_pl.data.feature_cache import FeatureCache
+from flowers_pl.data.folder import LeftOut, Photo, list_photos, list_pictures
+from flowers_pl.data.prefetch import PrefetchLoader
+from flowers_pl.data.preparation import Preparation
+from flowers_pl.data.sampling import Balance, BatchSampler
+from flowers_pl.data.split import VAL, Placed
+from flowers_pl.data.split_photos import SplitPhotos, SplitSettings, check_settings, class_numbers
 
 log = logging.getLogger(__name__)
 
@@ -56,16 +44,27 @@ class FlowersDataModule(L.LightningDataModule):
         augmentation: how far training photos may be changed.
         balance: against classes of unequal size: 'sampler' shows as many photos of each class in an epoch,
             'loss' weighs the training losses so that each class counts the same. Validation is not changed.
-        unreadable: what `fit` does about photos that cannot be read: 'skip' names them and goes on without
+        unreadable: what `fit` does about photos that cannot be read: 'skip' names them and trains without
             them, 'error' ends the run.
-        test_root: a folder of class folders to test on; without it `test` judges the validation side.
+        test_root: a folder of class folders to test on; without it `test` reports on the validation side.
         predict_root: a photo, or a folder of photos, to predict.
-        drawn: draw so many flowers of each kind into `root` instead of wanting photos there; 0 for photos.
+        drawn: number of flowers of each class to draw into `root`; 0 for photos that are there.
         drawn_size: pixels a side of a drawing.
         cache: keep photos decoded, 77 KB each at 160 pixels; without it each epoch reads their files again.
-        cache_dir: where decoded photos are kept; default ~/.cache/flowers_pl.
+        cache_dir: folder for decoded photos; default ~/.cache/flowers_pl.
         workers: processes that decode the photos once, and threads that prepare batches; default as many as
             there are cores, 0 for none.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     root, cache_dir = f"{folder}/flowers", f"{folder}/cache"
+    ...     data = FlowersDataModule(root, image_size=32, drawn=3, cache_dir=cache_dir, workers=0)
+    ...     data.prepare_data()
+    ...     data.setup("fit")
+    ...     print(data.classes, len(data.train_photos), len(data.val_photos))
+    ...     print([tuple(batch.photos.shape) for batch in data.val_dataloader()])
+    ['daisy', 'dandelion', 'rose', 'sunflower', 'tulip'] 10 5
+    [(5, 3, 32, 32)]
     """
 
     def __init__(
@@ -105,15 +104,11 @@ class FlowersDataModule(L.LightningDataModule):
         self.cache = cache
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.classes: list[str] = []
-        self.placed: list[Placed] = []
-        self.left_out: list[LeftOut] = []
-        self.judged: list[Photo] = []
+        self.reported_photos: list[Photo] = []
+        self._split: SplitPhotos | None = None
+        self._files: PhotoFiles | None = None
+        self._preparation = Preparation(lambda: self.trainer, augmentation)
         self.allow_zero_length_dataloader_with_multiple_devices = True
-
-    @property
-    def kind(self) -> str:
-        """What the pictures are called."""
-        return "drawings" if self.drawn else "photos"
 
     # ---------------------------------------------------------------- what there is
 
@@ -124,27 +119,31 @@ class FlowersDataModule(L.LightningDataModule):
             FlowersError: there are no photos and no way to get them, or the folder is not as
                 `photos.list_photos` wants it.
         """
-        if self.placed or not self._needs_root():
+        if self._split is not None or not self._needs_root():
             return
         if self.drawn:
             write_drawings(self.root, self.drawn, self.split_seed, self.drawn_size)
             log.info("%s holds drawings, not photos: %d of each kind.", self.root, self.drawn)
         elif not self.root.exists() and self.root == Path("data/flowers"):
             download_flower_photos(self.root)
-        self._decoded()
+        self._list_and_decode()
 
     def _needs_root(self) -> bool:
         fn = self.trainer.state.fn if self.trainer is not None else TrainerFn.FITTING
         return not (fn == TrainerFn.PREDICTING or (fn == TrainerFn.TESTING and self.test_root is not None))
 
-    def _decoded(self) -> DecodedPhotos:
-        photos = list_photos(self.root)
-        return decode_photos(self.root, photos, self.image_size, self.cache_dir, self.workers, self.cache)
+    def _list_and_decode(self) -> tuple[list[Photo], DecodedPhotos]:
+        listed = list_photos(self.root)
+        decoded = decode_photos(self.root, listed, self.image_size, self.cache_dir, self.workers, self.cache)
+        return listed, decoded
 
     def setup(self, stage: str) -> None:
-        """Split the photos (`fit`, `validate`, `test` without a test_root) or list those to judge.
+        """Split the photos (`fit`, `validate`, `test` without a test_root) or list those to test or predict.
 
         A trained model brings its classes and image size; in `fit` they come from the photos.
+
+        Raises:
+            FlowersError: the photos or the settings are not usable.
         """
         module: Any = self.trainer.lightning_module if self.trainer is not None else None
         if stage != "fit" and getattr(module, "classes", None):
@@ -152,94 +151,28 @@ class FlowersDataModule(L.LightningDataModule):
         if stage == "predict":
             self._setup_predict()
         elif stage == "test" and self.test_root is not None:
-            self._setup_test(self.test_root)
-        else:
+            self._setup_test(Path(self.test_root))
+        elif self._split is None:
             self._setup_split()
 
     def _setup_split(self) -> None:
-        if self.placed:
-            return
-        listed = list_photos(self.root)
-        every = decode_photos(self.root, listed, self.image_size, self.cache_dir, self.workers, self.cache)
-        decoded, excluded = leave_out(every, self.exclude)
-        fitting = self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING
-        tell_left_out(decoded.left_out, self.root, self.unreadable == "skip" or not fitting)
-        found = check_classes(decoded.photos, listed, self.root)
-        if unknown := sorted(set(found) - set(self.classes or found)):
-            raise FlowersError(
-                f"--data.root: {str(self.root)!r} has class {unknown[0]!r}, which the model does not"
-                " know; it knows"
-                f" {', '.join(self.classes)}."
-            )
-        self.classes = self.classes or found
-        groups = duplicate_groups(decoded.digests, decoded.phashes, decoded.thumbs)
-        self.placed, conflicts = self._split(decoded, groups, excluded)
-        check_sides(self.placed, found, every_class=self.split == "grouped")
-        self._agree()
-        self.left_out = sorted([*decoded.left_out, *conflicts, *excluded])
-        self._log_split(len(decoded.left_out), conflicts, len(excluded))
-        row_of = dict(zip((photo.path for photo in decoded.photos), decoded.rows.tolist(), strict=True))
-        self.train_photos = self._cached(decoded, row_of, TRAIN, self.seed)
-        self.val_photos = self._cached(decoded, row_of, VAL, None)
-        self.judged = [Photo(one.path, one.label) for one in self.placed if one.side == VAL]
-
-    def _agree(self) -> None:
-        """See that all ranks found the same photos: each lists them for itself, and they may change."""
-        if self.trainer is None or self.trainer.world_size == 1:
-            return
-        strategy = self.trainer.strategy
-        if not strategy.reduce_boolean_decision(strategy.broadcast(self.placed) == self.placed):
-            raise FlowersError(
-                f"--data.root: the photos in {str(self.root)!r} changed while the run began; start it again."
-            )
-
-    def _split(
-        self, decoded: DecodedPhotos, groups: np.ndarray, excluded: list[LeftOut]
-    ) -> tuple[list[Placed], list[LeftOut]]:
-        if self.split == "grouped":
-            return grouped_split(decoded.photos, groups, self.val_fraction, self.split_seed)
-        if self.split == "notebook":
-            return notebook_split(decoded.photos, groups, self.val_fraction), []
-        return read_split(Path(self.split), decoded.photos, {one.path for one in excluded}), []
-
-    def _log_split(self, unreadable: int, conflicts: list[LeftOut], excluded: int) -> None:
-        sides = [one.side for one in self.placed]
-        out = unreadable + len(conflicts) + excluded
-        why = f"({unreadable} unreadable, {len(conflicts)} under two classes, {excluded} excluded)"
-        told = out or self.split in ("grouped", "notebook")  # a run's split.csv does not say what it left out
-        log.info(
-            "%s: %d classes, %d photos to train on, %d to validate with%s.",
-            self.root, len(self.classes), sides.count(TRAIN), sides.count(VAL),
-            f", {out} left out {why}" if told else "",
-        )  # fmt: skip
-        for path, reason in conflicts:
-            log.warning("Left out: %s %s.", printable(path), printable(reason))
-        for paths in straddling(self.placed).values():
-            log.warning("Duplicates stand on both sides of the split: %s.", printable(", ".join(paths)))
-
-    def _cached(
-        self, decoded: DecodedPhotos, row_of: dict[str, int], side: str, seed: int | None
-    ) -> CachedPhotos:
-        members = [one for one in self.placed if one.side == side]
-        rows = np.array([row_of[one.path] for one in members])
-        return CachedPhotos(decoded, rows, self._labels([one.label for one in members]), seed)
-
-    def _labels(self, names: Sequence[str]) -> np.ndarray:
-        number = {name: label for label, name in enumerate(self.classes)}
-        return np.array([number[name] for name in names], dtype=np.int64)
-
-    def _setup_test(self, test_root: str) -> None:
-        self.judged = list_photos(test_root, "--data.test_root")
-        if unknown := sorted({photo.label for photo in self.judged} - set(self.classes)):
-            raise FlowersError(
-                f"--data.test_root: {test_root!r} has class {unknown[0]!r}, which the model does not"
-                " know; it knows"
-                f" {', '.join(self.classes)}."
-            )
-        labels = self._labels([photo.label for photo in self.judged])
-        self.files = PhotoFiles(
-            Path(test_root), [photo.path for photo in self.judged], self.image_size, labels
+        skip = self.unreadable == "skip" or not (self.trainer is None or self._preparation.fitting())
+        settings = SplitSettings(
+            self.root, self.split, self.val_fraction, self.split_seed, self.exclude, skip
         )
+        listed, decoded = self._list_and_decode()
+        self._split = SplitPhotos.from_decoded(listed, decoded, settings, self.seed, self.classes)
+        if self.trainer is not None and self.trainer.world_size > 1:
+            self._split.check_ranks_agree(self.trainer.strategy, self.root)
+        self.classes = self._split.class_names
+        self.reported_photos = [Photo(photo.path, photo.label) for photo in self.placed if photo.side == VAL]
+
+    def _setup_test(self, test_root: Path) -> None:
+        self.reported_photos = list_photos(test_root, "--data.test_root")
+        names = [photo.label for photo in self.reported_photos]
+        labels = class_numbers(names, self.classes, test_root, "--data.test_root")
+        paths = [photo.path for photo in self.reported_photos]
+        self._files = PhotoFiles(test_root, paths, self.image_size, labels)
 
     def _setup_predict(self) -> None:
         if self.predict_root is None:
@@ -247,13 +180,38 @@ class FlowersDataModule(L.LightningDataModule):
                 "--data.predict_root is missing; give a photo or a folder of photos to predict."
             )
         root, paths = list_pictures(self.predict_root)
-        self.judged = [Photo(path, "") for path in paths]
-        self.files = PhotoFiles(root, paths, self.image_size)
+        self.reported_photos = [Photo(path, "") for path in paths]
+        self._files = PhotoFiles(root, paths, self.image_size)
+
+    @property
+    def placed(self) -> list[Placed]:
+        """The photos that take part, each with its side of the split; empty before `setup`."""
+        return [] if self._split is None else self._split.placed
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """The photos that take no part, each with the reason; empty before `setup`."""
+        return [] if self._split is None else self._split.left_out
+
+    @property
+    def train_photos(self) -> CachedPhotos:
+        """The training side; `setup("fit")` must have split the photos."""
+        return self._sides().train
+
+    @property
+    def val_photos(self) -> CachedPhotos:
+        """The validation side; `setup("fit")` must have split the photos."""
+        return self._sides().val
+
+    def _sides(self) -> SplitPhotos:
+        if self._split is None:
+            raise RuntimeError("the photos are not split yet; call setup('fit') first")
+        return self._split
 
     # ---------------------------------------------------------------- batches
 
     def check_ranks(self, ranks: int) -> None:
-        """Refuse a number of devices that a batch cannot be divided among evenly.
+        """Refuse a number of devices that does not divide the batch.
 
         Raises:
             FlowersError: `batch_size` is no multiple of it.
@@ -265,94 +223,60 @@ class FlowersDataModule(L.LightningDataModule):
             )
 
     def train_dataloader(self) -> PrefetchLoader:
-        """Shuffled and augmented anew each epoch."""
+        """Load the training side, shuffled and augmented differently each epoch."""
         self.check_ranks(self.trainer.world_size if self.trainer is not None else 1)
         return self._loader(self.train_photos, self.batch_size, shuffled=True)
 
     def val_dataloader(self) -> PrefetchLoader:
-        """The validation side as it is, in the order of its paths."""
-        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+        """Load the validation side, not augmented, in the order of its paths."""
+        if not self._preparation.fitting():
             return self._loader(self.val_photos, 2 * self.batch_size)
-        self._kept = KeptFeatures(self.val_photos, self._frozen, self.cache_dir)
-        return self._loader(self._kept, 2 * self.batch_size)
+        features = self._preparation.cache_features(self.val_photos, self.cache_dir)
+        return self._loader(features, 2 * self.batch_size)
 
     def test_dataloader(self) -> PrefetchLoader:
-        """All photos of `test_root`, or the validation side."""
+        """Load all photos of `test_root`, or the validation side."""
         return self.val_dataloader() if self.test_root is None else self.predict_dataloader()
 
     def predict_dataloader(self) -> PrefetchLoader:
-        """Photos read from their files, in the order of their paths."""
-        return self._loader(self.files, 2 * self.batch_size)
+        """Load photos from their files, in the order of their paths."""
+        if self._files is None:
+            raise RuntimeError("there is nothing to predict yet; call setup('predict') first")
+        return self._loader(self._files, 2 * self.batch_size)
 
     def _loader(
-        self, photos: CachedPhotos | KeptFeatures | PhotoFiles, batch_size: int, shuffled: bool = False
+        self, dataset: CachedPhotos | FeatureCache | PhotoFiles, batch_size: int, shuffled: bool = False
     ) -> PrefetchLoader:
-        rank, ranks = (
-            (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        )
-        sampler = BatchSampler(len(photos), batch_size, rank, ranks)
+        trainer = self.trainer
+        rank, num_ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        sampler = BatchSampler(len(dataset), batch_size, rank, num_ranks)
         if shuffled:
             sampler.seed, sampler.position = self.seed, self._position
             sampler.labels, sampler.balance = self.train_photos.labels, self.balance
-        prepare = self._prepare if self._on_cpu() else _as_it_is
-        return PrefetchLoader(sampler, photos, prepare, partial(self._share, photos))
-
-    def _on_cpu(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cpu"
-
-    def _share(self, photos: CachedPhotos | KeptFeatures | PhotoFiles) -> ThreadPlan:
-        """Who computes what while batches are prepared."""
-        if isinstance(photos, KeptFeatures):
-            photos.begin()
-        frozen, cores = self._frozen(), torch.get_num_threads()
-        part = frozen.chunk if frozen is not None else 8
-        if self.workers == 0 or (isinstance(photos, KeptFeatures) and photos.complete()):
-            return ThreadPlan(0, cores, part)
-        if not self._on_cpu():
-            return ThreadPlan(self.workers or cores, cores, part)
-        if cores == 1 and self.workers is None:
-            return ThreadPlan(0, 1, part)
-        own = _own_cores(frozen, cores)
-        return ThreadPlan(self.workers or min(cores, cores - own + 1), own, part)
+        plan = partial(self._preparation.plan, dataset, self.workers)
+        return PrefetchLoader(sampler, dataset, self._preparation.ahead, plan)
 
     def _position(self) -> tuple[int, int]:
-        """The epoch, and the batch to start with: not 0 after a resume inside an epoch."""
-        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+        """Return the epoch and the batch to start with, which is not 0 after a resume inside an epoch."""
+        if self.trainer is None or not self._preparation.fitting():
             return 0, 0
         loop: Any = self.trainer.fit_loop  # its annotations are too narrow
         done = loop.epoch_loop.batch_progress.current.processed
         epoch = loop.epoch_progress.current.processed
         return epoch, done if done < -(-len(self.train_photos) // self.batch_size) else 0
 
-    def _frozen(self) -> FrozenStart | None:
-        module: Any = self.trainer.lightning_module if self.trainer is not None else None
-        return getattr(module, "frozen", None)
-
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """A batch is on the CPU already; looking through it, as Lightning would, takes a part of a step."""
-        if self._on_cpu():
+        """Leave batches on the CPU as they are; searching them for tensors, as Lightning does, takes time."""
+        if self._preparation.on_cpu():
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)  # type: ignore[no-any-return]
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment training photos and run the frozen part, on the device; a CPU did that ahead."""
-        return batch if self._on_cpu() else self._prepare(batch)
-
-    def _prepare(self, batch: Batch) -> Batch:
-        if batch.features is not None:
-            return batch
-        photos, frozen = batch.photos, self._frozen()
-        if batch.draws is not None:
-            photos = augment(photos, batch.draws, self.augmentation)
-        if frozen is None:
-            return batch._replace(photos=photos)
-        features = frozen(photos)
-        if batch.draws is None and self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            self._kept.put(batch.rows.cpu(), features)
-        return batch._replace(photos=photos.new_empty(0, *photos.shape[1:]), features=features)
+        """Augment training photos and run the frozen part, on the device; on a CPU the loader did so."""
+        return batch if self._preparation.on_cpu() else self._preparation.prepare(batch)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the validation side, in types that any checkpoint may hold."""
+        """Return what decides the validation side, in types that any checkpoint may hold."""
         return {
             "root": str(self.root.resolve()),
             "image_size": self.image_size,
@@ -363,31 +287,3 @@ class FlowersDataModule(L.LightningDataModule):
             "drawn": self.drawn,
             "drawn_size": self.drawn_size,
         }
-
-
-def check_settings(image_size: int, val_fraction: float, workers: int | None) -> None:
-    """Check the settings that `audit` has too.
-
-    Raises:
-        FlowersError: one is out of its range.
-    """
-    if image_size < 32:
-        raise FlowersError(
-            f"--data.image_size must be at least 32 (the backbone halves it five times), not {image_size}."
-        )
-    if not 0 < val_fraction < 1:
-        raise FlowersError(f"--data.val_fraction must be more than 0 and less than 1, not {val_fraction}.")
-    if workers is not None and workers < 0:
-        raise FlowersError(f"--data.workers must be 0 or more, not {workers}.")
-
-
-def _own_cores(frozen: FrozenStart | None, cores: int) -> int:
-    """On how many cores the trained part computes: on one where that is the head alone, on half of them
-    beside a frozen part of about its own cost, on all where little is frozen."""
-    if frozen is None or frozen.share < 0.5:
-        return cores
-    return 1 if frozen.pools else max(1, cores // 2)
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch

@@ -1,5 +1,4 @@
-"""Which photos are the same photo: equal pixels, or a perceptual hash that is near and small pictures that
-agree."""
+"""Find duplicates: photos with equal pixels, or with similar perceptual hashes and thumbnails."""
 
 from __future__ import annotations
 
@@ -15,11 +14,11 @@ from flowers_pl.data.decoding import resize_photo
 
 NEAR_BITS = 6  # of 64
 THUMB = 16  # pixels a side
-NEAR_CORRELATION = 0.93  # of the small grey pictures
+NEAR_CORRELATION = 0.93  # of the thumbnails
 
 
 class Fingerprint(NamedTuple):
-    """What two photos are compared by.
+    """What photos are compared by.
 
     Args:
         digest: of the decoded pixels and their shape; equal for equal pixels.
@@ -33,7 +32,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(photo: Tensor) -> Fingerprint:
-    """The fingerprint of a photo, uint8 (3, H, W)."""
+    """Compute the fingerprint of a photo, uint8 (3, H, W)."""
     pixels = photo.permute(1, 2, 0).contiguous().numpy()
     digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
     phash = int(str(imagehash.phash(Image.fromarray(pixels))), 16)
@@ -59,8 +58,8 @@ def duplicate_groups(digests: list[str], phashes: np.ndarray, thumbs: np.ndarray
             parents[photo] = photo = parents[parents[photo]]
         return photo
 
-    for one, other in [*_same_digest(digests), *_near(phashes, thumbs)]:
-        low, high = sorted((first(one), first(other)))
+    for pair in [*_same_digest(digests), *_near(phashes, thumbs)]:
+        low, high = sorted(map(first, pair))
         parents[high] = low
     return np.array([first(photo) for photo in range(len(parents))], dtype=np.int64)
 
@@ -75,7 +74,7 @@ def _same_digest(digests: list[str]) -> list[tuple[int, int]]:
 
 
 def _near(phashes: np.ndarray, thumbs: np.ndarray, rows: int = 256) -> list[tuple[int, int]]:
-    """Pairs at most NEAR_BITS apart whose small pictures agree; every pair is looked at, some rows at a time.
+    """Find pairs at most NEAR_BITS apart whose thumbnails agree; compare all pairs, `rows` photos at a time.
 
     On 3,457 real photos all 22 pairs up to 6 bits apart were true, recoloured copies among them; one of them
     correlates by less than 0.93 (0.895). On 1,500 drawings 4 pairs are, all false, and correlate by 0.82 to
@@ -85,15 +84,15 @@ def _near(phashes: np.ndarray, thumbs: np.ndarray, rows: int = 256) -> list[tupl
     for start in range(0, len(phashes), rows):
         apart = np.bitwise_count(phashes[start : start + rows, None] ^ phashes[None, start:])
         for row, column in np.argwhere(apart <= NEAR_BITS):
-            one, other = start + int(row), start + int(column)
-            if one < other and correlation(thumbs[one], thumbs[other]) >= NEAR_CORRELATION:
-                pairs.append((one, other))
+            first, second = start + int(row), start + int(column)
+            if first < second and correlation(thumbs[first], thumbs[second]) >= NEAR_CORRELATION:
+                pairs.append((first, second))
     return pairs
 
 
-def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Pearson's correlation of two small pictures: blind to brightness and contrast; 0 where one has no
-    contrast at all."""
-    first, second = (picture.astype(np.float64).ravel() - picture.mean() for picture in (one, other))
+def correlation(thumb: np.ndarray, other: np.ndarray) -> float:
+    """Compute Pearson's correlation of two thumbnails, which ignores brightness and contrast; 0 where one has
+    no contrast at all."""
+    first, second = (picture.astype(np.float64).ravel() - picture.mean() for picture in (thumb, other))
     norm = np.linalg.norm(first) * np.linalg.norm(second)
     return float(first @ second / norm) if norm else 0.0

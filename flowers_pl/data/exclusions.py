@@ -1,5 +1,4 @@
-"""A list of photos to leave out: what `audit --write` writes, the user looks through, and `--data.exclude`
-takes."""
+"""The list of photos to leave out, which `audit --write` writes and `--data.exclude` takes."""
 
 from __future__ import annotations
 
@@ -16,19 +15,19 @@ from flowers_pl.data.folder import LeftOut
 
 
 def write_exclusions(file: str | os.PathLike[str], listed: Iterable[LeftOut]) -> None:
-    """Write the list that `read_exclusions` takes back, making its folder."""
+    """Write the list that `read_exclusions` reads, and make its folder."""
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     write_csv(file, LeftOut._fields, listed)
 
 
 def read_exclusions(file: str | os.PathLike[str]) -> dict[str, str]:
-    """The paths on a list, each with the reason, which may be empty.
+    """Read the paths on a list, each with its reason, which may be empty.
 
     Args:
-        file: CSV with the column path and, if it likes, reason; `left_out.csv` of a run is one, too.
+        file: CSV with the columns path and, optionally, reason; `left_out.csv` of a run will do.
 
     Raises:
-        FlowersError: it is not there, or not such a list.
+        FlowersError: it is missing, or not such a list.
     """
     try:
         rows = read_csv(file, ["path"])
@@ -48,14 +47,14 @@ def read_exclusions(file: str | os.PathLike[str]) -> dict[str, str]:
 def leave_out(
     decoded: DecodedPhotos, file: str | os.PathLike[str] | None
 ) -> tuple[DecodedPhotos, list[LeftOut]]:
-    """Part the photos into those that take part and those that stand on a list.
+    """Divide the photos into those that take part and those on a list.
 
     Args:
         decoded: all of the folder.
         file: the list; None for none.
 
     Returns:
-        The others, and those on the list, with the reason, which may be unreadable too.
+        The photos that take part, and those on the list, readable or not, with the reason.
 
     Raises:
         FlowersError: the list cannot be read, or names no photo of the folder: it was written for another.
@@ -63,25 +62,25 @@ def leave_out(
     if file is None:
         return decoded, []
     listed = read_exclusions(file)
-    known = [photo.path for photo in decoded.photos] + [one.path for one in decoded.left_out]
+    known = [photo.path for photo in decoded.photos] + [entry.path for entry in decoded.left_out]
     if listed and not listed.keys() & set(known):
         raise FlowersError(
             f"--data.exclude: none of the {len(listed)} photos that {str(file)!r} names is below --data.root;"
             " give the list that was written for this folder, with paths relative to it."
         )
-    out = [
+    excluded = [
         LeftOut(path, f"is on the list {Path(file).name}: {listed[path]}".removesuffix(": "))
         for path in known
         if path in listed
     ]
     rows = [row for row, photo in enumerate(decoded.photos) if photo.path not in listed]
-    kept = replace(
+    remaining = replace(
         decoded,
         photos=[decoded.photos[row] for row in rows],
-        left_out=[one for one in decoded.left_out if one.path not in listed],
+        left_out=[entry for entry in decoded.left_out if entry.path not in listed],
         digests=[decoded.digests[row] for row in rows],
         rows=decoded.rows[rows],
         phashes=decoded.phashes[rows],
         thumbs=decoded.thumbs[rows],
     )
-    return kept, out
+    return remaining, excluded

@@ -1,4 +1,4 @@
-"""Frozen features of photos that are not augmented, computed once for each frozen part of a network."""
+"""Features of photos that are not augmented, computed once for each frozen part of a network."""
 
 from __future__ import annotations
 
@@ -6,32 +6,45 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flowers_pl.data.batches import Batch, BatchKey, CachedPhotos
-from flowers_pl.data.prefetch import FrozenStart
+from flowers_pl.data.batches import Batch, CachedPhotos
+from flowers_pl.data.sampling import BatchKey
 
 
-class KeptFeatures(Dataset[Batch]):
+class FrozenNetwork(Protocol):
+    """The frozen part of a network, as far as the data must know it: `network.fast_frozen.FrozenPart`."""
+
+    chunk: int  # photos at a time on one core
+    share: float  # of the network's convolutions that are frozen
+    pools: bool  # whether all are, so that pooled features come out
+
+    def __call__(self, photos: Tensor) -> Tensor:
+        """Compute the features of photos, (N, 3, H, W), values 0 to 255."""
+        ...
+
+
+class FeatureCache(Dataset[Batch]):
     """Batches of photos; of features instead, once these are known.
 
-    The features lie in a file without a name, mapped into memory, so their number costs disk and not memory.
+    The features are in a file without a name, mapped into memory, so they take room on disk, not in memory.
 
     Args:
         photos: the validation side.
-        frozen: tells what makes features of photos now.
-        folder: where the file lies.
+        frozen: returns what makes features of photos now.
+        folder: of the file.
     """
 
     def __init__(
-        self, photos: CachedPhotos, frozen: Callable[[], FrozenStart | None], folder: Path | None = None
+        self, photos: CachedPhotos, frozen: Callable[[], FrozenNetwork | None], folder: Path | None = None
     ) -> None:
         self.photos, self.frozen, self.folder = photos, frozen, folder
-        self._of: FrozenStart | None = None
+        self._of: FrozenNetwork | None = None
         self._known = np.zeros(len(photos), bool)
         self._features = torch.empty(0)
         self._lock = Lock()
@@ -45,29 +58,30 @@ class KeptFeatures(Dataset[Batch]):
         return self.photos.without_pixels(key)._replace(features=self._features[key.rows])
 
     def complete(self, rows: np.ndarray | None = None) -> bool:
-        """Whether the features of these photos, or of all, are known."""
+        """Return whether the features of these photos, or of all, are known."""
         known = self._known if rows is None else self._known[rows]
         return self._of is not None and self._of is self.frozen() and len(known) > 0 and bool(known.all())
 
-    def begin(self) -> None:
-        """Forget features of another frozen part."""
+    def begin(self) -> bool:
+        """Forget features of another frozen part; return whether those of all photos are known."""
         if self._of is not self.frozen():
             self._of, self._known[:] = self.frozen(), False
             self._features = torch.empty(0)
+        return self.complete()
 
     def put(self, rows: Tensor, features: Tensor) -> None:
-        """Keep the features of photos; `begin` was called before."""
+        """Store the features of photos; `begin` was called before."""
         with self._lock:
             if not len(self._features):
-                self._features = self._place(features)
+                self._features = self._allocate(features)
         self._features[rows] = features.cpu()
         self._known[rows.numpy()] = True
 
-    def _place(self, features: Tensor) -> Tensor:
+    def _allocate(self, features: Tensor) -> Tensor:
         of_one = features[0].numel() * features.element_size()
         with tempfile.TemporaryFile(dir=self.folder) as file:
             file.truncate(len(self) * of_one)
             mapped = torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(len(self), of_one)))
         shape = features.permute(0, 2, 3, 1).shape if features.dim() == 4 else features.shape
-        placed = mapped.view(features.dtype).view(len(self), *shape[1:])
-        return placed.permute(0, 3, 1, 2) if features.dim() == 4 else placed
+        whole = mapped.view(features.dtype).view(len(self), *shape[1:])
+        return whole.permute(0, 3, 1, 2) if features.dim() == 4 else whole

@@ -13,7 +13,7 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.text import printable
 
 log = logging.getLogger(__name__)
-NAMED = 20  # unreadable files that are named on the screen
+NAMED = 20  # unreadable files that are named on screen
 LAYOUT = "give a folder that holds one folder of photos for each class"
 
 
@@ -37,10 +37,10 @@ class LeftOut(NamedTuple):
 
 
 def files_below(root: Path) -> Iterator[str]:
-    """Paths of all files below `root`, relative, with slashes; hidden files and folders are passed over.
+    """Yield the paths of all files below `root`, relative, with slashes; skip hidden files and folders.
 
-    Folders that cannot be looked into, and links to folders, which are not followed because they may lead
-    round in a circle, are among them: `decode.read_photo` says what is wrong, and nothing is lost unnamed.
+    Folders that cannot be opened, and links to folders, which are not followed because they may form a
+    circle, are yielded too: `decoding.read_photo` says what is wrong, so that nothing is lost unnamed.
     """
     closed: list[str] = []
     for folder, folders, files in os.walk(root, onerror=lambda error: closed.append(str(error.filename))):
@@ -53,21 +53,22 @@ def files_below(root: Path) -> Iterator[str]:
 
 
 def class_folders(root: str | os.PathLike[str], option: str = "--data.root") -> list[str]:
-    """Names of the folders directly below `root`, hidden ones passed over, sorted.
+    """Return the names of the folders directly below `root`, sorted, without hidden ones.
 
     Raises:
-        FlowersError: `root` is no folder or cannot be looked into, or has no class folder.
+        FlowersError: `root` is no folder or cannot be read, or has no class folder.
     """
     if not os.path.isdir(root):
-        said = f"{str(root)!r} is no folder" if Path(root).exists() else f"there is no folder {str(root)!r}"
-        raise FlowersError(f"{option}: {said}; {LAYOUT}.")
+        fault = f"{str(root)!r} is no folder" if Path(root).exists() else f"there is no folder {str(root)!r}"
+        raise FlowersError(f"{option}: {fault}; {LAYOUT}.")
     try:
         classes = sorted(
             entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
         )
     except PermissionError as error:
         raise FlowersError(
-            f"{option}: there is no permission to look into {str(root)!r}; see to it, or give another folder."
+            f"{option}: there is no permission to read {str(root)!r}; fix its permissions or give another"
+            " folder."
         ) from error
     if not classes:
         raise FlowersError(f"{option}: {str(root)!r} has no class folders; {LAYOUT}.")
@@ -75,18 +76,18 @@ def class_folders(root: str | os.PathLike[str], option: str = "--data.root") -> 
 
 
 def list_photos(root: str | os.PathLike[str], option: str = "--data.root") -> list[Photo]:
-    """All files in the class folders of `root`, sorted by path, whether they can be read or not.
+    """List all files in the class folders of `root`, sorted by path, whether they can be read or not.
 
-    A class is a folder directly below `root`. Files directly in `root`, and hidden ones anywhere, are passed
-    over.
+    A class is a folder directly below `root`. Files directly in `root`, and hidden ones anywhere, are
+    skipped.
 
     Args:
         root: the folder of class folders.
-        option: what the folder was given with, for the messages.
+        option: that named the folder, for the messages.
 
     Raises:
-        FlowersError: `root` is no folder or cannot be looked into, has no class folder, or one of them is
-            empty, leads back above itself, or has a name that cannot be printed.
+        FlowersError: `root` is no folder or cannot be read, has no class folder, or one of them is empty,
+            leads back above itself, or has a name that cannot be printed.
     """
     root = Path(root)
     classes = class_folders(root, option)
@@ -115,7 +116,7 @@ def _check_names(root: Path, classes: Iterable[str], option: str) -> None:
 def check_classes(
     photos: Iterable[Photo], listed: Iterable[Photo], root: str | os.PathLike[str]
 ) -> list[str]:
-    """The class names, sorted, once it is known which photos take part.
+    """Return the class names, sorted, and check that each has enough photos.
 
     Args:
         photos: those that take part.
@@ -135,28 +136,27 @@ def check_classes(
         if counts[label] < 2:
             raise FlowersError(
                 f"--data.root: class {label!r} in {str(root)!r} has {counts[label]} usable photos; put at"
-                " least two"
-                " different ones there (one to train on, one to validate with) or remove the folder."
+                " least two different ones there (one to train on, one to validate on) or remove it."
             )
     return classes
 
 
-def tell_left_out(left_out: Sequence[LeftOut], root: str | os.PathLike[str], allowed: bool) -> None:
-    """Name the files that cannot be read.
+def report_left_out(left_out: Sequence[LeftOut], root: str | os.PathLike[str], allowed: bool) -> None:
+    """Log the files that cannot be read.
 
     Args:
-        left_out: those files.
+        left_out: the files, each with the reason.
         root: the folder, for the messages.
-        allowed: whether a run goes on without them.
+        allowed: whether a run continues without them.
 
     Raises:
-        FlowersError: there are some, and it does not.
+        FlowersError: there are such files, and it does not.
     """
     if left_out and not allowed:
         path, reason = left_out[0]
         raise FlowersError(
             f"--data.unreadable error: {len(left_out)} files below {str(root)!r} cannot be read, the first is"
-            f" {path!r} ({reason}); mend or remove them, or name them in a list for --data.exclude, or give"
+            f" {path!r} ({reason}); repair or remove them, or name them in a list for --data.exclude, or give"
             " --data.unreadable skip."
         )
     for path, reason in left_out[:NAMED]:
@@ -168,11 +168,11 @@ def tell_left_out(left_out: Sequence[LeftOut], root: str | os.PathLike[str], all
 def list_pictures(
     where: str | os.PathLike[str], option: str = "--data.predict_root"
 ) -> tuple[Path, list[str]]:
-    """The photos to predict: one file, or all files of a folder, nested or flat.
+    """List the photos to predict: one file, or all files of a folder, nested or flat.
 
     Args:
         where: the file or the folder.
-        option: what it was given with, for the messages.
+        option: that named it, for the messages.
 
     Returns:
         The folder, and the files' paths relative to it, sorted.

@@ -1,5 +1,4 @@
-"""A loader that prepares batches ahead: reading, decoding, augmenting and the frozen part of the network, on
-threads.
+"""A loader that prefetches batches: threads read them and do to them whatever can be done before training.
 
 Each thread computes alone, on a part of a batch, while the main thread trains on the batch before. On two
 cores that is faster than both cores working on each operation in turn: no thread waits for another at every
@@ -15,41 +14,31 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Barrier, get_native_id
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from flowers_pl.data.batches import Batch, BatchKey, BatchSampler, join
+from flowers_pl.data.batches import Batch, join
+from flowers_pl.data.sampling import BatchKey, BatchSampler
 
-TURN = 2e-4  # seconds that a thread may keep Python to itself; the default of 5e-3 makes the others wait
-YIELDS = 10  # how much lower the threads' priority is
-AHEAD = 2  # batches under way beside the one that is trained on
-
-
-class FrozenStart(Protocol):
-    """The frozen start of a network, as far as those who run it ahead of training must know it.
-
-    `network.fast_frozen.FrozenPart` is one.
-    """
-
-    chunk: int  # photos at a time on one core
-    share: float  # of the network's convolutions that are frozen
-    pools: bool  # whether all are, so that pooled features come out
-
-    def __call__(self, photos: Tensor) -> Tensor:
-        """Compute the features of photos, (N, 3, H, W), values 0 to 255."""
-        ...
+SWITCH_INTERVAL = (
+    2e-4  # seconds that a thread may keep Python to itself; the default of 5e-3 makes the others wait
+)
+NICENESS = 10  # added to that of the calling thread
+PREFETCHED = 2  # batches under way beside the one that is trained on
 
 
 class ThreadPlan(NamedTuple):
-    """Who computes what while batches are prepared.
+    """Which threads prepare batches, and in which parts.
 
     Args:
         threads: how many prepare batches; 0 where the calling thread does.
         own_cores: on how many cores the calling thread computes while they do.
-        part: photos of a part of a batch.
+        part: photos in a part of a batch.
+
+    >>> ThreadPlan(threads=2, own_cores=1, part=8)
+    ThreadPlan(threads=2, own_cores=1, part=8)
     """
 
     threads: int
@@ -61,52 +50,67 @@ class PrefetchLoader:
     """Batches in the sampler's order, each put together from parts that threads prepare.
 
     Args:
-        sampler: tells what stands in each batch.
-        photos: makes a batch of a key.
-        prepare: what is done to a part of a batch on its thread.
-        share: tells, when iteration starts, who computes what.
+        sampler: says which photos are in each batch.
+        dataset: makes a batch of a key.
+        prepare: is applied to each part of a batch, on its thread.
+        plan: returns, when iteration starts, the threads to use.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from flowers_pl import draw_flower
+    >>> from flowers_pl.data.batches import PhotoFiles
+    >>> names = [f"{number}.png" for number in range(3)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for number, name in enumerate(names):
+    ...         draw_flower("rose", number, size=40).save(Path(folder, name))
+    ...     photos = PhotoFiles(Path(folder), names, size=32)
+    ...     plan = ThreadPlan(threads=2, own_cores=1, part=1)
+    ...     loader = PrefetchLoader(BatchSampler(3, batch_size=2), photos, lambda batch: batch, lambda: plan)
+    ...     [tuple(batch.photos.shape) for batch in loader]
+    [(2, 3, 32, 32), (1, 3, 32, 32)]
     """
 
     def __init__(
         self,
         sampler: BatchSampler,
-        photos: Dataset[Batch],
+        dataset: Dataset[Batch],
         prepare: Callable[[Batch], Batch],
-        share: Callable[[], ThreadPlan],
+        plan: Callable[[], ThreadPlan],
     ) -> None:
-        self.keys, self.photos, self.prepare, self.share = sampler, photos, prepare, share
+        self.keys, self.dataset, self.prepare, self.plan = sampler, dataset, prepare, plan
+        # An attribute `sampler` would make Lightning take this for a DataLoader.
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __iter__(self) -> Iterator[Batch]:
-        threads, own_cores, size = self.share()
+        threads, own_cores, size = self.plan()
         if threads == 0:
             yield from (join([self._make(part) for part in _parts(key, size)]) for key in self.keys)
             return
-        before, turn = torch.get_num_threads(), sys.getswitchinterval()
-        workers = ThreadPoolExecutor(threads, thread_name_prefix="ahead")
+        num_threads, interval = torch.get_num_threads(), sys.getswitchinterval()
+        workers = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
         under_way: deque[list[Future[Batch]]] = deque()
         try:
             _compute_alone(workers, threads)
             torch.set_num_threads(own_cores)
-            sys.setswitchinterval(TURN)
+            sys.setswitchinterval(SWITCH_INTERVAL)
             for key in self.keys:
                 under_way.append([workers.submit(self._make, part) for part in _parts(key, size)])
-                if len(under_way) > AHEAD:
+                if len(under_way) > PREFETCHED:
                     yield _joined(under_way)
             while under_way:
                 batch = _joined(under_way)
                 if not under_way:  # what follows an epoch, validation, has all cores again
-                    torch.set_num_threads(before)
+                    torch.set_num_threads(num_threads)
                 yield batch
         finally:
-            torch.set_num_threads(before)
-            sys.setswitchinterval(turn)
+            torch.set_num_threads(num_threads)
+            sys.setswitchinterval(interval)
             workers.shutdown(wait=True, cancel_futures=True)
 
     def _make(self, key: BatchKey) -> Batch:
-        return self.prepare(self.photos[key])
+        return self.prepare(self.dataset[key])
 
 
 def _parts(key: BatchKey, size: int) -> list[BatchKey]:
@@ -122,15 +126,14 @@ def _compute_alone(workers: ThreadPoolExecutor, threads: int) -> None:
     """Give each thread one core for its operations: the number is a thread's own, but a new thread starts
     with the number set last. Where threads compete, the calling one goes first: all wait for it in the
     end."""
-    together = Barrier(threads)
+    all_started = Barrier(threads)
 
-    def alone() -> None:
+    def compute_alone() -> None:
         torch.set_num_threads(1)
         if sys.platform == "linux":  # where a thread has a priority of its own
-            os.setpriority(
-                os.PRIO_PROCESS, get_native_id(), min(19, os.getpriority(os.PRIO_PROCESS, 0) + YIELDS)
-            )
-        together.wait()
+            niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+            os.setpriority(os.PRIO_PROCESS, get_native_id(), niceness)
+        all_started.wait()
 
-    for started in [workers.submit(alone) for _ in range(threads)]:
+    for started in [workers.submit(compute_alone) for _ in range(threads)]:
         started.result()

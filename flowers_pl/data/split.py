@@ -1,4 +1,4 @@
-"""Which photos are trained on and which validate: 80/20, by class, duplicates on one side."""
+"""The split into photos to train on and to validate with: 80/20, by class, duplicates on one side."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ HEADER = ("path", "label", "side", "group")
 
 
 class Placed(NamedTuple):
-    """A photo's place in the split.
+    """A photo and its side of the split.
 
     Args:
-        path: see `photos.Photo`.
+        path: see `folder.Photo`.
         label: its class.
         side: "train" or "val".
         group: path of the first of the photos that are duplicates of each other; its own where it has none.
@@ -38,8 +38,7 @@ class Placed(NamedTuple):
 def grouped_split(
     photos: Sequence[Photo], groups: np.ndarray, val_fraction: float, seed: int
 ) -> tuple[list[Placed], list[LeftOut]]:
-    """Split by class, keeping each group of duplicates on one side; leave out groups that stand under several
-    classes.
+    """Split by class, keeping each group of duplicates on one side; leave out groups in several classes.
 
     Groups are taken for validation in the order of a hash of (seed, path of the group's first photo), until
     the class has its share. So the split depends on nothing but the photos' paths, what duplicates what,
@@ -52,7 +51,7 @@ def grouped_split(
         seed: of the order.
 
     Returns:
-        The photos placed, and those left out with the reason.
+        The photos with their sides, and those left out with the reason.
     """
     members: dict[int, list[Photo]] = defaultdict(list)
     for photo, group in zip(photos, groups.tolist(), strict=True):
@@ -79,7 +78,7 @@ def _conflict(photo: Photo, group: list[Photo]) -> str:
 
 
 def _take(groups: list[list[Photo]], val_fraction: float, seed: int) -> set[str]:
-    """The first photos of the groups of one class that validate; one group at least is left to train on."""
+    """Choose the groups of a class that validate, named by their first photos; leave one to train on."""
     wanted = max(1, round(val_fraction * sum(map(len, groups))))
     taken: set[str] = set()
     for group in sorted(groups, key=lambda group: _order(seed, group[0].path))[: len(groups) - 1]:
@@ -94,47 +93,46 @@ def _order(seed: int, path: str) -> bytes:
 
 
 def notebook_split(photos: Sequence[Photo], groups: np.ndarray, val_fraction: float) -> list[Placed]:
-    """The original notebook's split, moving and dropping nothing.
+    """Split as the original notebook does, leaving nothing out.
 
     Keras's `flow_from_directory(validation_split=0.2)`: of each class's n file names, sorted, the first
     int(0.2 n) validate.
 
     Args:
         photos: N of them, sorted by path.
-        groups: int64 (N,), only written down here.
+        groups: int64 (N,), which are only recorded.
         val_fraction: Keras's `validation_split`.
     """
     by_class: dict[str, list[Placed]] = defaultdict(list)
     for photo, group in zip(photos, groups.tolist(), strict=True):
         by_class[photo.label].append(Placed(photo.path, photo.label, TRAIN, photos[group].path))
     return sorted(
-        one._replace(side=VAL) if place < int(val_fraction * len(of_class)) else one
+        photo._replace(side=VAL) if index < int(val_fraction * len(of_class)) else photo
         for of_class in by_class.values()
-        for place, one in enumerate(of_class)
+        for index, photo in enumerate(of_class)
     )
 
 
-def check_sides(placed: Sequence[Placed], classes: Sequence[str], every_class: bool) -> None:
-    """Raise where a side lacks what it needs.
+def check_sides(placed: Sequence[Placed], class_names: Sequence[str], every_class: bool) -> None:
+    """Check that each side has the photos that it needs.
 
     Args:
         placed: the split.
-        classes: that must be trained on.
-        every_class: whether each must be validated too; else one photo of any class will do.
+        class_names: that must be trained on.
+        every_class: whether each must be validated too; else one photo of any class is enough.
 
     Raises:
         FlowersError: a class has no photo to train on, or none to validate with.
     """
-    present = {(one.label, one.side) for one in placed}
-    for label in classes:
+    present = {(photo.label, photo.side) for photo in placed}
+    for label in class_names:
         for side in (TRAIN, VAL) if every_class else (TRAIN,):
             if (label, side) not in present:
                 raise FlowersError(
                     f"--data.split: class {label!r} has no photo on the side {side!r}; put at least two"
-                    " different photos"
-                    " in its folder (copies of one photo count as one), or remove the folder."
+                    " different photos in its folder (copies count as one photo), or remove the folder."
                 )
-    if VAL not in {one.side for one in placed}:
+    if VAL not in {photo.side for photo in placed}:
         raise FlowersError(
             "--data.split: no photo is left to validate with; give more photos or a larger"
             " --data.val_fraction."
@@ -142,37 +140,37 @@ def check_sides(placed: Sequence[Placed], classes: Sequence[str], every_class: b
 
 
 def straddling(placed: Sequence[Placed]) -> dict[str, list[str]]:
-    """Groups of duplicates with photos on both sides: group -> paths."""
+    """Return the groups of duplicates with photos on both sides: group -> paths."""
     groups: dict[str, list[Placed]] = defaultdict(list)
-    for one in placed:
-        groups[one.group].append(one)
+    for photo in placed:
+        groups[photo.group].append(photo)
     return {
-        group: [one.path for one in members]
+        group: [photo.path for photo in members]
         for group, members in groups.items()
-        if len({one.side for one in members}) > 1
+        if len({photo.side for photo in members}) > 1
     }
 
 
 def write_split(file: Path, placed: Sequence[Placed]) -> None:
-    """Write the list that `read_split` takes back."""
+    """Write the list that `read_split` reads."""
     write_csv(file, HEADER, placed)
 
 
 def read_split(file: Path, photos: Sequence[Photo], excluded: Container[str] = ()) -> list[Placed]:
-    """Take back a list that a run wrote: its photos and no others.
+    """Read a list that a run wrote: its photos and no others.
 
     Args:
         file: CSV with the columns path, label, side ("train" or "val") and group.
         photos: those that can be read.
-        excluded: paths to pass over.
+        excluded: paths to ignore.
 
     Raises:
-        FlowersError: the file is not there or not such a list, or names a photo that is not among `photos`.
+        FlowersError: the file is missing or not such a list, or names a photo that is not among `photos`.
     """
     try:
         rows = read_csv(file, HEADER)
         listed = [Placed(*(row[name] for name in HEADER)) for row in rows]
-        placed = sorted(one for one in listed if one.path not in excluded)
+        placed = sorted(photo for photo in listed if photo.path not in excluded)
     except LookupError as missing:
         raise FlowersError(
             f"--data.split: {str(file)!r} has no column {missing.args[0]!r}; use a run's split.csv."
@@ -183,18 +181,17 @@ def read_split(file: Path, photos: Sequence[Photo], excluded: Container[str] = (
             " or a run's split.csv."
         ) from error
     known = set(photos)
-    for one in placed:
-        if one.side not in (TRAIN, VAL):
+    for photo in placed:
+        if photo.side not in (TRAIN, VAL):
             raise FlowersError(
-                f"--data.split: {str(file)!r} has side {one.side!r} for {one.path!r}; it must be train or"
+                f"--data.split: {str(file)!r} has side {photo.side!r} for {photo.path!r}; it must be train or"
                 " val."
             )
-        if Photo(one.path, one.label) not in known:
+        if Photo(photo.path, photo.label) not in known:
             raise FlowersError(
-                f"--data.split: {str(file)!r} names {one.path!r}, which is not among the readable photos"
-                " of class"
-                f" {one.label!r} below --data.root; give the root that the list was written for."
+                f"--data.split: {str(file)!r} names {photo.path!r}, which is not among the readable photos of"
+                f" class {photo.label!r} below --data.root; give the root that the list was written for."
             )
-    if {one.side for one in placed} != {TRAIN, VAL}:
+    if {photo.side for photo in placed} != {TRAIN, VAL}:
         raise FlowersError(f"--data.split: {str(file)!r} must have photos on both sides, train and val.")
     return placed

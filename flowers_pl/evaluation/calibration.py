@@ -1,4 +1,4 @@
-"""Whether a probability means what it says: predictions by confidence, and how far they are off."""
+"""Calibration: whether a predicted probability means what it says."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ BINS = 15  # as in Guo et al. 2017
 
 
 class Bins(NamedTuple):
-    """Photos by the probability of their predicted class, in `BINS` bins of equal width over 0 to 1.
+    """Predictions grouped by confidence, in `BINS` bins of equal width from 0 to 1.
 
-    A bin takes its upper edge, not its lower one (Guo et al. 2017).
+    A bin includes its upper edge and excludes its lower one (Guo et al. 2017).
 
     Args:
-        counts: int64 (BINS,): photos.
+        counts: int64 (BINS,): number of images.
         confidence: float64 (BINS,): mean probability of the predicted class; NaN in an empty bin.
-        accuracy: float64 (BINS,): share of right predictions; NaN in an empty bin.
+        accuracy: float64 (BINS,): share of correct predictions; NaN in an empty bin.
     """
 
     counts: np.ndarray
@@ -26,19 +26,22 @@ class Bins(NamedTuple):
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: how far confidence and accuracy are apart, 0 to 1 (Guo et al. 2017)."""
+        """Return the expected calibration error (Guo et al. 2017), 0 to 1.
+
+        It is the mean gap between confidence and accuracy, weighted by the images in each bin.
+        """
         gaps = np.abs(self.accuracy - self.confidence)
         return float(np.nansum(self.counts * gaps) / self.counts.sum())
 
 
-def bins_of(confidence: np.ndarray, right: np.ndarray) -> Bins:
-    """Sort predictions into bins.
+def bin_predictions(confidence: np.ndarray, correct: np.ndarray) -> Bins:
+    """Group predictions by confidence.
 
     Args:
         confidence: float (N,), 0 to 1: probability of the predicted class.
-        right: bool (N,): whether it is the true one.
+        correct: bool (N,): whether that class is the true one.
     """
-    place = np.digitize(confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
-    counts, sums, hits = (np.bincount(place, weight, BINS) for weight in (None, confidence, right))
+    bins = np.digitize(confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
+    counts, sums, hits = (np.bincount(bins, weights, BINS) for weights in (None, confidence, correct))
     with np.errstate(invalid="ignore"):
         return Bins(counts, sums / counts, hits / counts)

@@ -1,4 +1,4 @@
-"""predictions.csv, and the short table on the screen."""
+"""predictions.csv, and the short table of it that is printed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Row(NamedTuple):
         label: the likeliest class; empty where the photo could not be read.
         probabilities: of each class, in the model's order; empty likewise.
         error: why the photo could not be read, else empty.
-        unlike: how unlike the training photos it is, see `unlike.Unlike`; None where that is not known.
+        unlike: how unlike the training photos it is (`network.novelty`); None where that is not known.
     """
 
     path: str
@@ -30,44 +30,50 @@ class Row(NamedTuple):
 
     @property
     def unknown(self) -> bool:
-        """Whether the picture is probably of none of the classes."""
+        """Say whether the picture probably shows none of the classes."""
         return self.unlike is not None and self.unlike > 1
 
 
 def prediction_rows(
-    predictions: Iterable[Prediction], paths: Sequence[str], classes: Sequence[str]
+    predictions: Iterable[Prediction], paths: Sequence[str], class_names: Sequence[str]
 ) -> list[Row]:
-    """One row a photo, in the order of `paths`."""
+    """Return one row per photo, in the order of `paths`."""
     rows: dict[int, Row] = {}
-    for some in predictions:
-        unlike = [None] * len(some.rows) if some.unlike is None else some.unlike.tolist()
-        for place, shares, score in zip(some.rows.tolist(), some.probabilities.tolist(), unlike, strict=True):
-            likeliest = classes[max(range(len(classes)), key=shares.__getitem__)]
-            rows[place] = Row(paths[place], likeliest, shares, "", score)
-        rows |= {place: Row(paths[place], "", (), reason) for place, reason in some.unreadable}
-    return [rows[place] for place in sorted(rows)]
+    for batch in predictions:
+        scores = [None] * len(batch.rows) if batch.unlike is None else batch.unlike.tolist()
+        for index, shares, score in zip(
+            batch.rows.tolist(), batch.probabilities.tolist(), scores, strict=True
+        ):
+            likeliest = class_names[max(range(len(class_names)), key=shares.__getitem__)]
+            rows[index] = Row(paths[index], likeliest, shares, "", score)
+        rows |= {index: Row(paths[index], "", (), reason) for index, reason in batch.unreadable}
+    return [rows[index] for index in sorted(rows)]
 
 
-def write_predictions(file: str | os.PathLike[str], rows: Sequence[Row], classes: Sequence[str]) -> None:
-    """Write path, label, one probability column a class, unlike and unknown where a score is known, error."""
+def write_predictions(file: str | os.PathLike[str], rows: Sequence[Row], class_names: Sequence[str]) -> None:
+    """Write the columns path, label, a probability per class, unlike and unknown where known, and error."""
     scored = any(row.unlike is not None for row in rows)
+    header = ["path", "label", *class_names, *(("unlike", "unknown") if scored else ()), "error"]
+    no_shares = [""] * len(class_names)
     cells = (
-        [row.path, row.label, *_shares(row, classes, ".6f"), *_score(row)[: 2 * scored], row.error]
+        [
+            row.path,
+            row.label,
+            *([f"{share:.6f}" for share in row.probabilities] or no_shares),
+            *_novelty(row)[: 2 * scored],
+            row.error,
+        ]
         for row in rows
     )
-    write_csv(file, ["path", "label", *classes, *(("unlike", "unknown") if scored else ()), "error"], cells)
+    write_csv(file, header, cells)
 
 
-def _score(row: Row) -> tuple[str, str]:
+def _novelty(row: Row) -> tuple[str, str]:
     return ("", "") if row.unlike is None else (f"{row.unlike:.4f}", "yes" if row.unknown else "no")
 
 
-def _shares(row: Row, classes: Sequence[str], form: str) -> list[str]:
-    return [format(share, form) for share in row.probabilities] or [""] * len(classes)
-
-
 def prediction_table(rows: Sequence[Row], most: int = 20) -> Iterator[str]:
-    """Lines for the screen: path, label, probability or error; the first `most` photos."""
+    """Yield lines for the screen, of the first `most` photos: path, then label and probability or error."""
     names = [printable(row.path) for row in rows[:most]]
     width = max(map(len, names), default=0)
     for name, row in zip(names, rows, strict=False):

@@ -1,8 +1,8 @@
-"""Class activation maps: what in a photo speaks for a class.
+"""Class activation maps: which parts of a photo are evidence for a class.
 
-The maps are pytorch-grad-cam's, of a copy of the network. The library puts a model into evaluation mode,
-fills and clears `.grad` of every parameter and hangs hooks into it; done to a copy (9 MB, 20 ms) none of that
-can reach the model, whatever happens.
+At the last block of the backbone, which pooling and one linear layer follow, Grad-CAM and two of its
+relatives equal class activation mapping, which is computed here. All else is left to pytorch-grad-cam, on a
+copy of the network (9 MB, 20 ms): the library changes the mode of a model, its hooks and its gradients.
 """
 
 from __future__ import annotations
@@ -10,37 +10,38 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-import pytorch_grad_cam
 import torch
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.network.mobilenet import FlowerNet
 from flowers_pl.training.classifier import FlowerClassifier
 
-METHODS: dict[str, type[pytorch_grad_cam.GradCAM]] = {
-    "gradcam": pytorch_grad_cam.GradCAM,
-    "gradcam++": pytorch_grad_cam.GradCAMPlusPlus,
-    "hirescam": pytorch_grad_cam.HiResCAM,
-    "xgradcam": pytorch_grad_cam.XGradCAM,
-    "layercam": pytorch_grad_cam.LayerCAM,
-    "eigencam": pytorch_grad_cam.EigenCAM,
-    "eigengradcam": pytorch_grad_cam.EigenGradCAM,
-    "scorecam": pytorch_grad_cam.ScoreCAM,
-    "ablationcam": pytorch_grad_cam.AblationCAM,
+METHODS = {
+    "gradcam": "GradCAM",
+    "gradcam++": "GradCAMPlusPlus",
+    "hirescam": "HiResCAM",
+    "xgradcam": "XGradCAM",
+    "layercam": "LayerCAM",
+    "eigencam": "EigenCAM",
+    "eigengradcam": "EigenGradCAM",
+    "scorecam": "ScoreCAM",
+    "ablationcam": "AblationCAM",
 }
-"""Of pytorch-grad-cam. The last two run the network once for each channel: 1,280 times a photo by default."""
+"""Classes of pytorch-grad-cam. The last two run the network once per channel: 1,280 times by default."""
 
+CLOSED_FORM = ("gradcam", "hirescam", "xgradcam")  # equal at the last block: its gradients are constant
 BATCH = 32
-_AT_ONCE = {"scorecam": 1, "ablationcam": 1}  # 1,280 masked copies of one photo of 160 pixels are 390 MB
+BATCH_OF = {"scorecam": 1, "ablationcam": 1}  # 1,280 masked copies of one photo of 160 pixels are 390 MB
 
 
-class StandIn(NamedTuple):
-    """A copy of a network for the library to work on.
+class CopiedNetwork(NamedTuple):
+    """A copy of a network to compute maps with.
 
     Args:
         network: in evaluation mode, frozen, float32; takes normalised photos.
@@ -52,21 +53,21 @@ class StandIn(NamedTuple):
 
 
 @contextmanager
-def stand_in(model: FlowerClassifier | FlowerNet, layer: str | None = None) -> Iterator[StandIn]:
-    """A copy of the network, with gradients on and autocast off inside, whatever the caller has.
+def copied_network(model: FlowerClassifier | FlowerNet, layer: str | None = None) -> Iterator[CopiedNetwork]:
+    """Copy a network, and switch gradients on and autocast off while the copy is used.
 
     It takes photos that are normalised already (`normalised`), because the library's methods that hide pixels
     put zeros or noise in their place, and mean the network's scale by that. Activations are never overwritten
     in place: the library keeps views of them, so that a batch norm would be seen after the ReLU6 behind it.
 
     Args:
-        model: on any device, in any mode; is not touched.
+        model: on any device, in any mode; it is not changed.
         layer: dotted name of a module inside the network; None for the last block of the backbone.
 
     Raises:
         FlowersError: there is no such layer.
     """
-    source = model.network if isinstance(model, FlowerClassifier) else model
+    source = _network_of(model)
     device = source.head.weight.device
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         network = copy.deepcopy(source).float().requires_grad_(False).eval()
@@ -75,32 +76,54 @@ def stand_in(model: FlowerClassifier | FlowerNet, layer: str | None = None) -> I
         for module in network.modules():
             if isinstance(module, nn.ReLU6):
                 module.inplace = False
-        yield StandIn(network, _layer(network, layer))
+        yield CopiedNetwork(network, _find_layer(network, layer))
 
 
 def normalised(model: FlowerClassifier | FlowerNet, photos: Tensor) -> Tensor:
-    """Photos, (N, 3, H, W), 0 to 255, as the first convolution sees them: float32, on the model's device."""
-    network = model.network if isinstance(model, FlowerClassifier) else model
+    """Normalise photos, (N, 3, H, W), 0 to 255, as the network does: float32, on the model's device."""
+    network = _network_of(model)
     with torch.inference_mode(False), torch.no_grad():
         mean, std = network.mean.float(), network.std.float()
         return (photos.to(mean.device, torch.float32) / 255 - mean) / std
 
 
-def _layer(network: FlowerNet, name: str | None) -> nn.Module:
-    last = f"backbone.{len(network.backbone) - 1}"
+def _network_of(model: FlowerClassifier | FlowerNet) -> FlowerNet:
+    return model.network if isinstance(model, FlowerClassifier) else model
+
+
+def _find_layer(network: FlowerNet, name: str | None) -> nn.Module:
     try:
-        return network.get_submodule(last if name is None else name)
+        return network.backbone[-1] if name is None else network.get_submodule(name)
     except AttributeError:
-        raise _no_layer(network, name) from None
+        raise _no_such_layer(network, name) from None
 
 
-def _no_layer(network: FlowerNet, name: str | None) -> FlowersError:
-    blocks = [f"backbone.{place}" for place in range(len(network.backbone))]
+def _no_such_layer(network: FlowerNet, name: str | None) -> FlowersError:
+    last = len(network.backbone) - 1
     inner = [name for name, _ in network.named_modules() if name.startswith("backbone.1.")][-1]
     return FlowersError(
-        f"--layer: {name!r} is no layer of the network that gives feature maps; try one of {blocks[0]} to"
-        f" {blocks[-1]}, or a layer inside one, such as {inner}."
+        f"--layer: {name!r} is not a layer of the network that gives feature maps; try one of backbone.0 to"
+        f" backbone.{last}, or a layer inside one, such as {inner}."
     )
+
+
+def import_grad_cam(feature: str) -> ModuleType:
+    """Import pytorch-grad-cam, which takes half a second and imports OpenCV.
+
+    Args:
+        feature: what needs it, for the message.
+
+    Raises:
+        FlowersError: it or OpenCV cannot be imported.
+    """
+    try:
+        import pytorch_grad_cam
+    except ImportError as error:
+        raise FlowersError(
+            f"{feature} needs OpenCV, which cannot be imported here ({error}); install"
+            " opencv-python-headless, or use --method gradcam without --layer and --faithfulness."
+        ) from error
+    return pytorch_grad_cam
 
 
 def class_activation_maps(
@@ -110,15 +133,15 @@ def class_activation_maps(
     method: str = "gradcam",
     layer: str | None = None,
 ) -> np.ndarray:
-    """Heat maps of what speaks for a class.
+    """Compute heat maps of the evidence for a class.
 
-    Each map is scaled to reach from 0 to 1, so maps do not tell how strong the evidence is; where nothing
-    speaks for the class, the map is 0 everywhere. At the default layer Grad-CAM is class activation mapping,
-    relu(sum_k W[c, k] A_k) (Zhou et al. 2016; Selvaraju et al. 2017, section 3.1). EigenCAM does not look at
-    the class, and the sign of its maps is arbitrary.
+    Each map is scaled to reach from 0 to 1, so maps do not show how strong the evidence is; where there is no
+    evidence for the class, the map is 0 everywhere. At the default layer Grad-CAM is class activation
+    mapping, relu(sum_k W[c, k] A_k) (Zhou et al. 2016; Selvaraju et al. 2017, section 3.1). EigenCAM does not
+    depend on the class, and the sign of its maps is arbitrary.
 
     Args:
-        model: a network on any device, frozen or not; is left as it was.
+        model: a network on any device, frozen or not; it is not changed.
         photos: (N, 3, H, W), RGB, values 0 to 255: uint8, or float.
         targets: the class that each photo's map is for; None for the likeliest.
         method: a key of `METHODS`.
@@ -128,32 +151,65 @@ def class_activation_maps(
         float32 (N, H, W), 0 to 1.
 
     Raises:
-        FlowersError: there is no such method or layer.
+        FlowersError: there is no such method or layer, or it needs OpenCV, which is not there.
         ValueError: `targets` are not N classes of the network.
     """
     if method not in METHODS:
         raise FlowersError(f"--method must be one of {', '.join(METHODS)}, not {method!r}.")
-    with stand_in(model, layer) as (network, module):
+    with copied_network(model, layer) as (network, module):
         _check_targets(targets, len(photos), network.head.out_features)
-        module.register_forward_hook(lambda _, __, maps: _begin_graph(network, layer, maps))
-        cam = METHODS[method](network, [module])
         inputs = normalised(model, photos)
-        found = [np.empty((0, *photos.shape[2:]), np.float32)]
-        step = _AT_ONCE.get(method, BATCH)
-        for start in range(0, len(inputs), step):
-            some = slice(start, start + step)
-            chosen = None if targets is None else [ClassifierOutputTarget(one) for one in targets[some]]
-            found.append(cam(inputs[some], chosen))
-    return np.concatenate(found)
+        if module is network.backbone[-1] and method in CLOSED_FORM:
+            size, compute = BATCH, _closed_form
+        else:
+            size, compute = BATCH_OF.get(method, BATCH), _library_maps(network, module, method, layer)
+        maps = [np.empty((0, *photos.shape[2:]), np.float32)]
+        for start in range(0, len(inputs), size):
+            part = slice(start, start + size)
+            maps.append(compute(network, inputs[part], None if targets is None else targets[part]))
+    return np.concatenate(maps)
+
+
+@torch.no_grad()
+def _closed_form(network: FlowerNet, inputs: Tensor, targets: Sequence[int] | None) -> np.ndarray:
+    """Compute relu(sum_k W[c, k] A_k), scaled before and after it is resized, as the library does."""
+    features = network.backbone(inputs)
+    chosen = network.head(features.mean((2, 3))).argmax(1) if targets is None else list(targets)
+    maps = torch.einsum("nkhw,nk->nhw", features, network.head.weight[chosen]).relu()
+    resized = F.interpolate(_scaled(maps)[:, None], inputs.shape[2:], mode="bilinear")[:, 0]
+    return _scaled(resized).cpu().numpy()
+
+
+def _scaled(maps: Tensor) -> Tensor:
+    """Scale maps, (N, h, w), to reach from 0 to 1."""
+    maps = maps - maps.amin((1, 2), keepdim=True)
+    return maps / (maps.amax((1, 2), keepdim=True) + 1e-7)
+
+
+def _library_maps(network: FlowerNet, module: nn.Module, method: str, layer: str | None) -> Any:
+    """Return a function like `_closed_form` for any method and layer, by pytorch-grad-cam."""
+    library = import_grad_cam(f"--method {method}" if layer is None else "--layer")
+    module.register_forward_hook(lambda _, __, maps: _begin_graph(network, layer, maps))
+    cam = getattr(library, METHODS[method])(network, [module])
+    target = library.utils.model_targets.ClassifierOutputTarget
+
+    def compute(_: FlowerNet, inputs: Tensor, targets: Sequence[int] | None) -> np.ndarray:
+        return cam(inputs, None if targets is None else [target(index) for index in targets])
+
+    return compute
 
 
 def _begin_graph(network: FlowerNet, layer: str | None, maps: Any) -> Tensor:
     """Let gradients begin at the layer: none are needed before it, and a frozen backbone would give none."""
     if not isinstance(maps, Tensor) or maps.ndim != 4:
-        raise _no_layer(network, layer)
+        raise _no_such_layer(network, layer)
     return maps.detach().requires_grad_()
 
 
-def _check_targets(targets: Sequence[int] | None, photos: int, classes: int) -> None:
-    if targets is not None and (len(targets) != photos or not all(0 <= one < classes for one in targets)):
-        raise ValueError(f"targets must be {photos} classes from 0 to {classes - 1}, not {list(targets)}")
+def _check_targets(targets: Sequence[int] | None, num_photos: int, num_classes: int) -> None:
+    if targets is not None and (
+        len(targets) != num_photos or not all(0 <= target < num_classes for target in targets)
+    ):
+        raise ValueError(
+            f"targets must be {num_photos} classes from 0 to {num_classes - 1}, not {list(targets)}"
+        )

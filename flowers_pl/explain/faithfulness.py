@@ -1,8 +1,8 @@
-"""How faithful heat maps are: whether what they mark is what the model's answer hangs on.
+"""Faithfulness of heat maps: whether the pixels that they mark are those that decide the prediction.
 
-A map is faithful if the class's probability falls fast when its hottest pixels go first, and late when its
-coldest go first. Two maps that know nothing of the model are judged beside it: smooth noise, and a blob in
-the middle, where photographers put flowers.
+A map is faithful if the class's probability falls fast when its hottest pixels are hidden first, and late
+when its coldest are. Two baselines that know nothing of the model are measured too: smooth noise, and a blob
+in the centre, where photographers put flowers.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from flowers_pl.explain.activation_maps import BATCH, class_activation_maps, normalised, stand_in
+from flowers_pl.explain.activation_maps import (
+    BATCH,
+    class_activation_maps,
+    copied_network,
+    import_grad_cam,
+    normalised,
+)
 from flowers_pl.explain.relevance import (
     PERCENTILES,
     centred_map,
@@ -39,18 +44,18 @@ def faithfulness(
     steps: int = 20,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Judge the maps of a method, and of the two baselines, on a sample of photos.
+    """Measure the faithfulness of a method's maps, and of the two baselines, on a sample of photos.
 
-    Takes about four seconds a photo of 160 pixels on one core, nearly all of it for ROAD, which solves a
+    This takes about four seconds a photo of 160 pixels on one core, nearly all of it for ROAD, which solves a
     linear system of up to 20,480 pixels for each picture that it fills in.
 
     Args:
-        model: is left as it was.
+        model: it is not changed.
         photos: uint8 (N, 3, S, S), one at least.
-        targets: the class that each photo is judged by; None for the likeliest.
-        method: as in `heatmaps.class_activation_maps`.
+        targets: the class whose probability is measured for each photo; None for the likeliest.
+        method: as in `activation_maps.class_activation_maps`.
         layer: likewise.
-        steps: pixels go in so many equal parts.
+        steps: number of equal parts in which pixels are hidden.
         seed: of the noise, of the order of pixels that a map holds equal, and of the randomised heads.
 
     Returns:
@@ -58,11 +63,15 @@ def faithfulness(
         the mean curves of `deletion` and `insertion` with the area under each, and, under
         "better_than_random", the share of photos on which the map beats the random one. Under
         "randomised_head": `rank_correlation`.
+
+    Raises:
+        FlowersError: OpenCV, which ROAD needs, is not there.
     """
-    with stand_in(model, layer) as (network, module), torch.no_grad():
+    import_grad_cam("--faithfulness")
+    with copied_network(model, layer) as (network, module), torch.no_grad():
         inputs = normalised(model, photos)
         if targets is None:
-            targets = torch.cat([network(some) for some in torch.split(inputs, BATCH)]).argmax(1).tolist()
+            targets = torch.cat([network(batch) for batch in torch.split(inputs, BATCH)]).argmax(1).tolist()
         side = _map_side(network, module, inputs[:1])
         rng = np.random.default_rng(seed)
         noise, ties = (random_maps(len(photos), side, photos.shape[-1], rng) for _ in range(2))
@@ -72,7 +81,9 @@ def faithfulness(
             "centre": np.repeat(centred_map(photos.shape[-1])[None], len(photos), 0),
         }
         ranked = {name: ranks(heat, ties) for name, heat in maps.items()}
-        scores = {name: _judge(network, inputs, heat, targets, steps, seed) for name, heat in ranked.items()}
+        scores = {
+            name: _measure(network, inputs, heat, targets, steps, seed) for name, heat in ranked.items()
+        }
     return {
         "photos": len(photos),
         "method": method,
@@ -84,19 +95,19 @@ def faithfulness(
     }
 
 
-def _map_side(network: FlowerNet, layer: nn.Module, one: Tensor) -> int:
-    """Cells a side of the layer's feature maps."""
+def _map_side(network: FlowerNet, layer: nn.Module, photo: Tensor) -> int:
+    """Return the side of the layer's feature maps, in cells."""
     sides: list[int] = []
     handle = layer.register_forward_hook(lambda _, __, maps: sides.append(maps.shape[-1]))
-    network(one)
+    network(photo)
     handle.remove()
     return sides[0]
 
 
-def _judge(
+def _measure(
     network: FlowerNet, inputs: Tensor, heats: np.ndarray, targets: list[int], steps: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Each score, float (N,), and each curve, float (N, steps + 1), of a photo."""
+    """Return each score, float (N,), and each curve, float (N, steps + 1)."""
     scores = road_scores(network, inputs, heats, targets, seed)
     for name, curve in (("deletion", deletion), ("insertion", insertion)):
         scores[name] = curve(network, inputs, heats, targets, steps)
@@ -120,82 +131,46 @@ def rank_correlation(
     heads: int = 5,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The sanity check of Adebayo et al. 2018: with a random head, maps must change.
+    """Compare maps with those of a random head, from which they must differ (Adebayo et al. 2018).
 
     Args:
-        model: is left as it was.
+        model: it is not changed.
         photos: uint8 (N, 3, S, S).
         targets: the class of each photo's map.
-        method: as in `heatmaps.class_activation_maps`.
+        method: as in `activation_maps.class_activation_maps`.
         layer: likewise.
-        heads: how many random heads, each on all photos.
+        heads: number of random heads, each on all photos.
         seed: of their weights.
 
     Returns:
         "spearman": the mean rank correlation over the pixels of a photo's two maps, 1 for the same order;
-        "spearman_absolute": the mean of its absolute value; "maps": pairs of maps that these are over;
+        "spearman_absolute": the mean of its absolute value; "maps": the number of pairs that these are over;
         "constant": pairs left out because one is the same everywhere, which has no order. The means are None
         without any pair.
     """
     before = class_activation_maps(model, photos, targets, method, layer)
     generator = torch.Generator().manual_seed(seed)
-    found: list[float] = []
+    correlations: list[float] = []
     for _ in range(heads):
         other = _with_random_head(model, generator)
         after = class_activation_maps(other, photos, targets, method, layer)
         pairs = zip(before, after, strict=True)
-        found += [
+        correlations += [
             spearmanr(a.ravel(), b.ravel()).statistic for a, b in pairs if np.ptp(a) > 0 and np.ptp(b) > 0
         ]
     return {
-        "spearman": float(np.mean(found)) if found else None,
-        "spearman_absolute": float(np.mean(np.abs(found))) if found else None,
+        "spearman": float(np.mean(correlations)) if correlations else None,
+        "spearman_absolute": float(np.mean(np.abs(correlations))) if correlations else None,
         "heads": heads,
-        "maps": len(found),
-        "constant": heads * len(photos) - len(found),
+        "maps": len(correlations),
+        "constant": heads * len(photos) - len(correlations),
     }
 
 
 def _with_random_head(model: FlowerClassifier | FlowerNet, generator: torch.Generator) -> FlowerNet:
-    """A copy whose head starts anew."""
+    """Return a copy whose head has random weights."""
     network = copy.deepcopy(model.network if isinstance(model, FlowerClassifier) else model)
     with torch.no_grad():
         network.head.weight.copy_(0.01 * torch.randn(network.head.weight.shape, generator=generator))
         network.head.bias.zero_()
     return network
-
-
-# ---------------------------------------------------------------- picture
-
-
-def faithfulness_figure(report: dict[str, Any], kind: str = "photos") -> Figure:
-    """Deletion and insertion curves, and ROAD, of method and baselines.
-
-    Args:
-        report: from `faithfulness`.
-        kind: what was judged: "photos", or "drawings".
-    """
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
-    axes = figure.subplots(1, 3)
-    for name, scores in report["maps"].items():
-        for panel, curve in zip(axes, ("deletion", "insertion"), strict=False):
-            shares = np.linspace(0, 100, len(scores[curve]))
-            panel.plot(shares, scores[curve], label=f"{name} (area {scores[f'{curve}_auc']:.3f})")
-    for panel, title in zip(axes, ("Deletion: lower is better", "Insertion: higher is better"), strict=False):
-        panel.set(title=title, xlabel="pixels, the hottest first (%)", ylabel="mean probability")
-        panel.set(ylim=(-0.03, 1.35), yticks=np.linspace(0, 1, 6))  # room for the legend above the curves
-        panel.grid(alpha=0.3)
-        panel.legend(loc="upper center")
-    for place, (name, scores) in enumerate(report["maps"].items()):
-        values = [scores["road_most_relevant_first"], scores["road_least_relevant_first"]]
-        bars = axes[2].bar(
-            np.arange(2) + 0.27 * (place - 1), values, 0.25, label=f"{name} ({scores['road']:+.3f})"
-        )
-        axes[2].bar_label(bars, fmt="{:z.2f}", padding=2, fontsize="small")
-    axes[2].set(title="ROAD: left lower, right higher is better", ylabel="mean change of probability")
-    axes[2].set(xticks=range(2), xticklabels=["hottest pixels hidden", "coldest pixels hidden"])
-    axes[2].margins(y=0.12)
-    axes[2].axhline(0, color="black", linewidth=0.8)
-    axes[2].legend(title="half of the difference", loc="lower right")
-    figure.suptitle(f"Does the model look where {report['method']} says? {report['photos']} {kind}")
-    return figure

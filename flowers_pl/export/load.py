@@ -1,4 +1,4 @@
-"""Exported files, opened without trusting them, and run."""
+"""Open exported files without trusting them, and run them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,28 @@ from torch.export.pt2_archive._package import load_pt2
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.export.pt2_check import check_archive
-from flowers_pl.export.write import INPUT, OUTPUT, need, quiet
+from flowers_pl.export.write import INPUT, OUTPUT, quiet, require
 
 
 class Exported:
-    """A model in one file, ready to run; needs no checkpoint.
+    """An exported model, ready to run without its checkpoint.
 
     Args:
-        classes: names, in the order of the outputs.
-        image_size: pixels a side that photos are squashed to, inside.
-        run: from uint8 (N, 3, H, W) to float32 (N, classes).
+        classes: class names, in the order of the outputs.
+        image_size: height and width in pixels that the model resizes photos to.
+        run: a function from uint8 (N, 3, H, W) to float32 (N, classes).
+
+    >>> import tempfile
+    >>> from flowers_pl import Exported, FlowerClassifier, export_torch
+    >>> model = FlowerClassifier(weights=None)
+    >>> model.build(["daisy", "rose"], image_size=32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export_torch(model, Path(folder, "final.pt2"))
+    ...     exported = Exported.open(Path(folder, "final.pt2"))
+    >>> exported.classes, exported.image_size
+    (['daisy', 'rose'], 32)
+    >>> exported(np.zeros((4, 3, 90, 120), np.uint8)).shape
+    (4, 2)
     """
 
     def __init__(self, classes: list[str], image_size: int, run: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -32,12 +44,12 @@ class Exported:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Exported:
-        """Open a `.onnx` (run by onnxruntime) or `.pt2` (by torch) that `export` wrote, on the CPU.
+        """Open a `.onnx` (run by onnxruntime) or `.pt2` (run by torch) that `export` wrote, on the CPU.
 
-        Nothing in it is executed but the network's operators.
+        Nothing in the file is executed but the network's operators.
 
         Raises:
-            FlowersError: there is no such file, it is torn or not of this project, or onnxruntime is missing.
+            FlowersError: there is no such file, it is damaged or from elsewhere, or onnxruntime is missing.
         """
         path = Path(path)
         openers = {".onnx": _open_onnx, ".pt2": _open_torch}
@@ -54,17 +66,20 @@ class Exported:
             classes = [str(name) for name in json.loads(facts["classes"])]
             exported = cls(classes, int(facts["image_size"]), run)
             shape = exported(np.zeros((1, 3, 8, 8), np.uint8)).shape
-        except Exception as error:  # what runs a foreign network may raise anything
+        except Exception as error:  # a foreign network may raise anything
             raise _foreign(path) from error
         if shape != (1, len(classes)):
             raise _foreign(path)
         return exported
 
     def __call__(self, photos: np.ndarray | Tensor) -> np.ndarray:
-        """Probabilities, float32 (N, classes), of photos, uint8 (N, 3, H, W), RGB, of any height and width.
+        """Return probabilities, float32 (N, classes).
+
+        Args:
+            photos: uint8 (N, 3, H, W), RGB, of any height and width.
 
         Raises:
-            TypeError: `photos` are of another type or shape.
+            TypeError: `photos` has another type or shape.
         """
         pixels = photos.cpu().numpy() if isinstance(photos, Tensor) else photos
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
@@ -72,13 +87,13 @@ class Exported:
         return self._run(pixels) if len(pixels) else np.empty((0, len(self.classes)), np.float32)
 
     def each(self, photos: Iterable[np.ndarray | Tensor]) -> np.ndarray:
-        """Probabilities, float32 (photos, classes), of photos, uint8 (3, H, W), each of any size."""
+        """Return probabilities, float32 (N, classes), of N photos, uint8 (3, H, W), each of any size."""
         return np.concatenate([self(photo[None]) for photo in photos])
 
 
 def _foreign(path: Path) -> FlowersError:
     return FlowersError(
-        f"--exported: {str(path)!r} is torn, or not a model that flowers_pl exported; export it again."
+        f"--exported: {str(path)!r} is damaged, or not a model that flowers_pl exported; export it again."
     )
 
 
@@ -86,7 +101,7 @@ Opened = tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]
 
 
 def _open_onnx(path: Path) -> Opened:
-    need("onnxruntime")
+    require("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -96,8 +111,7 @@ def _open_onnx(path: Path) -> Opened:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a dozen errors for bad files, without a common base
         raise _foreign(path) from error
-    ends = [one.name for one in (*session.get_inputs(), *session.get_outputs())]
-    if ends != [INPUT, OUTPUT]:
+    if [node.name for node in (*session.get_inputs(), *session.get_outputs())] != [INPUT, OUTPUT]:
         raise _foreign(path)
 
     def run(photos: np.ndarray) -> np.ndarray:

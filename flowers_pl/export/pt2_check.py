@@ -1,4 +1,4 @@
-"""What a .pt2 file may hold, looked at before torch loads it."""
+"""Check what a .pt2 file holds before torch loads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.export.pt2_archive import PT2ArchiveReader
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.export.write import METADATA
 
-# What a .pt2 of ours holds. Of other files, torch would unpickle members and evaluate expressions.
+# What our own .pt2 files hold. In others, torch would unpickle members and evaluate expressions.
 _MEMBERS = re.compile(
     r"models/model\.json|data/(weights|constants)/(model_\w+_config\.json|weight_\d+|tensor_\d+)"
     rf"|data/sample_inputs/model\.pt|extra/{re.escape(METADATA)}|archive_format|archive_version|byteorder"
@@ -32,13 +32,13 @@ _OPERATOR = re.compile(
 
 
 def check_archive(path: Path) -> dict[str, Any]:
-    """The metadata of a `.pt2`, once it is known that loading it evaluates and unpickles nothing of its own.
+    """Return the metadata of a `.pt2` after checking that loading it runs no code from the file.
 
     torch (2.14) unpickles sample inputs and weights that are marked so, lets sympy evaluate sizes as Python,
     executes guards, looks operators up by name, and loads compiled libraries.
 
     Raises:
-        FlowersError: it holds anything that `export_torch` does not write.
+        FlowersError: the file holds anything that `export_torch` does not write.
     """
     with PT2ArchiveReader(str(path)) as archive:
         if unknown := [name for name in archive.get_file_names() if not _MEMBERS.fullmatch(name)]:
@@ -65,13 +65,13 @@ def check_archive(path: Path) -> dict[str, Any]:
 
 def _refused(path: Path, what: str) -> FlowersError:
     return FlowersError(
-        f"--exported: {str(path)!r} is refused: it holds {what}, which flowers_pl does not write and which"
-        " could run code; export the model again."
+        f"--exported: {str(path)!r} holds {what}, which flowers_pl does not write and which could run code;"
+        " export the model again."
     )
 
 
 def _strings(part: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """All strings in parsed JSON, each with the key that it stands under."""
+    """Yield all strings in parsed JSON, each with its key."""
     if isinstance(part, str):
         yield key, part
     elif isinstance(part, (dict, list)):

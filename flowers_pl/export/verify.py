@@ -1,4 +1,4 @@
-"""How far an exported model and the model that it came from agree, and what quantisation costs."""
+"""Compare an exported model with the model that it came from, and a quantised one with its original."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowers_pl.data.decoding import resize_photo
 from flowers_pl.export.load import Exported
 from flowers_pl.training.classifier import FlowerClassifier
 
-NEAR_TIE = 0.01  # two classes whose probabilities are no further apart may change places
+NEAR_TIE = 0.01  # two classes whose probabilities differ by no more may swap ranks
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Agreement:
     """How far an exported model and the model that it came from agree.
 
     Args:
-        photos: how many were compared.
-        agreeing: for how many the likeliest class is the same.
-        near_ties: of the others, how many have their two likeliest classes within `NEAR_TIE`, for the model.
-        largest_difference: of any probability of any photo.
+        photos: number of photos compared.
+        agreeing: number of photos for which the likeliest class is the same.
+        near_ties: number of the others whose two likeliest classes the model puts within `NEAR_TIE`.
+        largest_difference: between any two probabilities of a photo and a class.
     """
 
     photos: int
@@ -36,27 +36,23 @@ class Agreement:
     largest_difference: float
 
     def __str__(self) -> str:
-        return self.told()
-
-    def told(self, kind: str = "photos") -> str:
-        """A sentence, on photos or on drawings."""
         return (
-            f"on {plural(self.photos, f'validation {kind[:-1]}')} the checkpoint's class for {self.agreeing}"
-            f" ({self.near_ties} of the others near ties), probabilities at most"
+            f"the checkpoint's class for {self.agreeing} of {plural(self.photos, 'validation image')}"
+            f" ({self.near_ties} of the others are near ties), probabilities at most"
             f" {self.largest_difference:.2g} apart"
         )
 
     def verify(self, tolerance: float = 1e-3) -> None:
-        """Raise unless likeliest classes agree, but for near ties, and probabilities are within `tolerance`.
+        """Raise unless all likeliest classes but near ties agree and probabilities are within `tolerance`.
 
         Raises:
-            FlowersError: says how far they are apart, or that there was nothing to compare.
+            FlowersError: they differ by more, or nothing was compared.
         """
         if not self.photos:
-            raise FlowersError("The exported model was not checked, for want of photos; give --data.root.")
+            raise FlowersError("The exported model could not be checked, because no photo could be read.")
         if self.agreeing + self.near_ties < self.photos or not self.largest_difference < tolerance:
             raise FlowersError(
-                f"The exported model is not the checkpoint's: {self}, where less than {tolerance:g} is"
+                f"The exported model differs from its checkpoint: {self}, where less than {tolerance:g} is"
                 " allowed; do not use it, and report this with the versions of torch and onnxruntime."
             )
 
@@ -66,33 +62,46 @@ def check_export(exported: Exported, model: FlowerClassifier, photos: Iterable[T
     """Compare an exported model with its checkpoint, on photos at their own sizes.
 
     Args:
-        exported: does its own resize.
-        model: sees each photo as `decode.load_photo` would give it.
+        exported: resizes photos itself.
+        model: gets each photo as `load_photo` would give it.
         photos: uint8 (3, H, W), RGB, each of any size.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from flowers_pl import Exported, FlowerClassifier, check_export, export_torch
+    >>> model = FlowerClassifier(weights=None)
+    >>> model.build(["daisy", "rose"], image_size=32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export_torch(model, Path(folder, "final.pt2"))
+    ...     exported = Exported.open(Path(folder, "final.pt2"))
+    >>> agreement = check_export(exported, model, [torch.zeros(3, 90, 120, dtype=torch.uint8)])
+    >>> agreement.photos, agreement.largest_difference
+    (1, 0.0)
+    >>> agreement.verify()  # would raise FlowersError if they differed
     """
     network = model.eval()
-    count = agreeing = near_ties = 0
+    num_photos = agreeing = near_ties = 0
     largest = 0.0
     for photo in photos:
         resized = resize_photo(photo, model.image_size)[None].to(model.device)
         expected = network(resized).softmax(1)[0].cpu().numpy()
-        found = exported(photo[None])[0]
+        actual = exported(photo[None])[0]
         first, second = np.sort(expected)[::-1][:2]
-        same = expected.argmax() == found.argmax()
-        count, agreeing = count + 1, agreeing + int(same)
+        same = expected.argmax() == actual.argmax()
+        num_photos, agreeing = num_photos + 1, agreeing + int(same)
         near_ties += int(not same and first - second <= NEAR_TIE)
-        largest = float(np.maximum(largest, np.abs(expected - found).max()))  # unlike max(), keeps NaN
-    return Agreement(count, agreeing, near_ties, largest)
+        largest = float(np.maximum(largest, np.abs(expected - actual).max()))  # unlike max(), keeps NaN
+    return Agreement(num_photos, agreeing, near_ties, largest)
 
 
 class AccuracyLoss(NamedTuple):
-    """What quantisation costs, in shares of the photos.
+    """What quantisation costs, as shares of the photos.
 
     Args:
         before: accuracy of the float model.
-        after: accuracy of the other.
-        low: of the 95 % interval of `before - after`.
-        high: of the same.
+        after: accuracy of the quantised model.
+        low: lower end of the 95 % interval of `before - after`.
+        high: upper end.
     """
 
     before: float
@@ -113,13 +122,13 @@ def accuracy_loss(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> 
 
     Args:
         before: float (photos, classes), probabilities of the float model.
-        after: the same of the other.
+        after: float (photos, classes), probabilities of the quantised model.
         labels: int (photos,).
     """
     right = [(shares.argmax(1) == labels).astype(int) for shares in (before, after)]
-    count = len(labels)
+    num_photos = len(labels)
     lost, gained = ((right[0] - right[1] == sign).mean() for sign in (1, -1))
-    # Resampling photos and counting is drawing from a multinomial: three numbers a sample, not one a photo.
-    samples = np.random.default_rng(0).multinomial(count, [lost, gained, 1 - lost - gained], 10_000)
-    low, high = np.quantile((samples[:, 0] - samples[:, 1]) / count, [0.025, 0.975])
+    # Counting resampled photos is drawing from a multinomial: three numbers per sample, not one per photo.
+    samples = np.random.default_rng(0).multinomial(num_photos, [lost, gained, 1 - lost - gained], 10_000)
+    low, high = np.quantile((samples[:, 0] - samples[:, 1]) / num_photos, [0.025, 0.975])
     return AccuracyLoss(float(right[0].mean()), float(right[1].mean()), float(low), float(high))

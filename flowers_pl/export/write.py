@@ -1,6 +1,6 @@
-"""The trained model as one file that needs nothing of this project: ONNX, in 8 bits too, or torch's .pt2.
+"""Write the trained model as one file that does not need this project: ONNX, also in 8 bits, or torch's .pt2.
 
-Photos of any size go in and probabilities come out; resize and normalisation are inside.
+Photos of any size go in and probabilities come out; resizing and normalisation are part of the model.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from flowers_pl.data.decoding import resize_photo
 from flowers_pl.training.classifier import FlowerClassifier
 
 OPSET = 20  # Resize knows antialias from 18 on
-METADATA = "flowers_pl.json"  # in a .pt2; ONNX has a place of its own for such things
+METADATA = "flowers_pl.json"  # a member of a .pt2; ONNX files have a field for metadata
 INPUT, OUTPUT = "photos", "probabilities"
-# Export takes a size of 1 as fixed, and equal sizes as always equal.
+# torch.export takes a size of 1 as fixed, and equal sizes as always equal.
 EXAMPLE = torch.zeros(2, 3, 70, 91, dtype=torch.uint8)
 FREE = {0: Dim("batch", min=1), 2: Dim("height", min=1), 3: Dim("width", min=1)}
 
 
 class Deployable(nn.Module):
-    """What `FlowerClassifier` does with a photo once it is decoded, in one module.
+    """Resize, normalise and classify decoded photos in one module, as `FlowerClassifier` does.
 
     Args:
-        model: is copied, to the CPU and in evaluation mode.
+        model: is copied to the CPU, in evaluation mode.
     """
 
     def __init__(self, model: FlowerClassifier) -> None:
@@ -48,24 +48,13 @@ class Deployable(nn.Module):
         self.image_size = model.image_size
 
     def forward(self, photos: Tensor) -> Tensor:
-        """Classify photos as they were decoded.
-
-        Args:
-            photos: uint8 (N, 3, H, W), RGB, of any height and width.
-
-        Returns:
-            Probabilities, float32 (N, classes).
-        """
+        """Return probabilities, float32 (N, classes), of photos, uint8 (N, 3, H, W), RGB, of any size."""
         logits: Tensor = self.network(resize_photo(photos, self.image_size))
         return logits.softmax(1)
 
 
 def metadata(model: FlowerClassifier) -> dict[str, str]:
-    """What an exported file says about itself.
-
-    Returns:
-        `classes` (a JSON list, in the outputs' order), `image_size` (pixels), `flowers_pl` (its version).
-    """
+    """Return `classes` (a JSON list, in output order), `image_size` (pixels) and `flowers_pl` (version)."""
     return {
         "classes": json.dumps(model.classes),
         "image_size": str(model.image_size),
@@ -74,10 +63,20 @@ def metadata(model: FlowerClassifier) -> dict[str, str]:
 
 
 def export_torch(model: FlowerClassifier, file: Path) -> None:
-    """Write a `.pt2` (torch.export); batch, height and width are free.
+    """Write a `.pt2` (torch.export) that takes any batch size, height and width.
 
     Raises:
-        FlowersError: it cannot be written.
+        FlowersError: the file cannot be written.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from flowers_pl import FlowerClassifier, export_torch
+    >>> model = FlowerClassifier(weights=None)
+    >>> model.build(["daisy", "rose"], image_size=32)
+    >>> with TemporaryDirectory() as folder:
+    ...     export_torch(model, Path(folder, "final.pt2"))
+    ...     program = torch.export.load(Path(folder, "final.pt2"))
+    >>> program.module()(torch.zeros(4, 3, 90, 120, dtype=torch.uint8)).shape
+    torch.Size([4, 2])
     """
     with quiet():
         program = torch.export.export(Deployable(model), (EXAMPLE,), dynamic_shapes=(FREE,))
@@ -88,12 +87,23 @@ def export_torch(model: FlowerClassifier, file: Path) -> None:
 
 
 def export_onnx(model: FlowerClassifier, file: Path) -> None:
-    """Write ONNX in float32; batch, height and width are free.
+    """Write ONNX in float32 that takes any batch size, height and width.
 
     Raises:
         FlowersError: onnx or onnxscript is missing, or the file cannot be written.
+
+    >>> import onnxruntime
+    >>> from tempfile import TemporaryDirectory
+    >>> from flowers_pl import FlowerClassifier, export_onnx
+    >>> model = FlowerClassifier(weights=None)
+    >>> model.build(["daisy", "rose"], image_size=32)
+    >>> with TemporaryDirectory() as folder:
+    ...     export_onnx(model, Path(folder, "final.onnx"))
+    ...     session = onnxruntime.InferenceSession(Path(folder, "final.onnx"))
+    >>> session.run(None, {"photos": torch.zeros(4, 3, 90, 120, dtype=torch.uint8).numpy()})[0].shape
+    (4, 2)
     """
-    need("onnx", "onnxscript")
+    require("onnx", "onnxscript")
     import onnx
 
     with quiet():
@@ -120,29 +130,28 @@ def export_onnx(model: FlowerClassifier, file: Path) -> None:
 def quantize_int8(onnx_file: Path, out_file: Path, photos: Iterable[Tensor]) -> None:
     """Write an ONNX file with weights and activations in 8 bits, for onnxruntime.
 
-    Static quantisation (Jacob et al. 2018) in QDQ form, with a scale for each channel of the weights. Ranges
-    of the activations are the mean of the photos' own: that kept probabilities as close to the float model's
-    as the best percentile did (689 real photos), in constant memory. Resize, normalisation and head stay in
-    float32: they decide what the network sees, and a softmax in 8 bits does not add up to 1.
+    This is static quantisation (Jacob et al. 2018) in QDQ form, with one scale per channel of the weights.
+    The range of an activation is the mean of its ranges over the photos, which needs constant memory and kept
+    probabilities as close to the float model's as the best percentile did (689 real photos). Resizing,
+    normalisation and head stay in float32: they decide what the network sees, and a softmax in 8 bits does
+    not add up to 1.
 
     Args:
-        onnx_file: as `export_onnx` wrote it.
-        out_file: takes the place of what is there.
-        photos: uint8 (3, H, W), RGB, of any sizes: some hundred training photos.
+        onnx_file: a file that `export_onnx` wrote.
+        out_file: the file to write; an existing one is replaced.
+        photos: a few hundred training photos, uint8 (3, H, W), RGB, of any sizes.
 
     Raises:
         FlowersError: onnx or onnxruntime is missing, or the file cannot be written.
     """
-    need("onnx", "onnxruntime")
+    require("onnx", "onnxruntime")
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with quiet(), _whole(out_file) as unfinished, TemporaryDirectory() as scratch:
         folded = Path(scratch, "folded.onnx")
-        quant_pre_process(
-            onnx_file, folded, skip_symbolic_shape=True
-        )  # folds batch norms, where any are left
+        quant_pre_process(onnx_file, folded, skip_symbolic_shape=True)  # folds remaining batch norms
         resize = takewhile(lambda node: node.op_type != "Conv", onnx.load(folded).graph.node)
         feeds = ({INPUT: photo[None].numpy()} for photo in photos)
         quantize_static(
@@ -160,12 +169,8 @@ def quantize_int8(onnx_file: Path, out_file: Path, photos: Iterable[Tensor]) -> 
         )
 
 
-def need(*packages: str) -> None:
-    """Raise where a package of the extra `export` is missing.
-
-    Raises:
-        FlowersError: says how to install it.
-    """
+def require(*packages: str) -> None:
+    """Raise FlowersError, which says how to install it, if a package of the extra `export` is missing."""
     if missing := [name for name in packages if find_spec(name) is None]:
         names = " and ".join(missing)
         raise FlowersError(f"{names} must be installed for this; run: pip install 'flowers_pl[export]'.")
@@ -173,7 +178,7 @@ def need(*packages: str) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporters' dozens of warnings and log lines, which no user can act on, off the screen."""
+    """Mute the exporters' dozens of warnings and log lines, on which no user can act."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -186,15 +191,15 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def _whole(file: Path) -> Iterator[Path]:
-    """A place beside `file` to write to; what was written there takes the place of `file` at the end.
+    """Give a path to write to, and replace `file` by what was written there at the end.
 
     Raises:
-        FlowersError: it cannot be written; the old file is as it was.
+        FlowersError: it cannot be written; the old file is unchanged.
     """
     try:
         with replacing(file) as unfinished:
             yield unfinished
     except (OSError, RuntimeError) as error:
         raise FlowersError(
-            f"{str(file)!r} cannot be written ({error}); make room or choose another place."
+            f"{str(file)!r} cannot be written ({error}); free some space or choose another folder."
         ) from error

@@ -1,5 +1,5 @@
 """MobileNetV2 and faster ways to compute it, in plain torch.
 
-Comes in: batches of pixels. Goes out: logits, pooled features, novelty scores.
+In: batches of pixels. Out: logits, pooled features, novelty scores.
 Must not know: Lightning, files of a run, the command line.
 """

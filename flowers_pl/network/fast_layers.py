@@ -1,4 +1,4 @@
-"""MobileNetV2 as a row of convolutions, each with its batch norm, and where its frozen part ends."""
+"""List MobileNetV2's convolutions, each with its batch norm, and find where the frozen part ends."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class ConvNorm(NamedTuple):
         conv: without a bias.
         norm: in evaluation mode.
         relu: whether a ReLU6 follows.
-        opens: whether it is the first of a block.
-        adds: whether the block's input is added to what comes out.
-        residual: whether it stands in a block that ends with such an addition.
+        opens: whether it is the first convolution of a block.
+        adds: whether the block's input is added to the result.
+        residual: whether its block ends with such an addition.
     """
 
     conv: nn.Conv2d
@@ -30,48 +30,46 @@ class ConvNorm(NamedTuple):
 
     @property
     def mean(self) -> Tensor:
-        """The norm's stored mean, (C,)."""
+        """Return the running mean, (C,)."""
         return cast(Tensor, self.norm.running_mean)
 
     @property
     def rate(self) -> Tensor:
-        """One over the norm's stored deviation, (C,)."""
+        """Return one over the running standard deviation, (C,)."""
         return (cast(Tensor, self.norm.running_var) + self.norm.eps).rsqrt()
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution that does what both do."""
+        """Return weight and bias of the convolution that the two are equal to."""
         scale = self.norm.weight * self.rate
         return self.conv.weight * scale[:, None, None, None], self.norm.bias - self.mean * scale
 
 
 def conv_norms(backbone: nn.Sequential) -> list[ConvNorm]:
-    """The 52 convolutions of MobileNetV2, in order."""
-    found: list[ConvNorm] = []
+    """List the 52 convolutions of MobileNetV2 in order."""
+    layers: list[ConvNorm] = []
     for block in backbone:
         parts = list(block.conv) if isinstance(block, InvertedResidual) else [block]
-        flat: list[Any] = [
+        steps: list[Any] = [
             step
             for part in parts
             for step in (part.children() if isinstance(part, nn.Sequential) else [part])
         ]
         residual = isinstance(block, InvertedResidual) and block.use_res_connect
-        convs = [place for place, step in enumerate(flat) if isinstance(step, nn.Conv2d)]
-        for place in convs:
-            relu = place + 2 < len(flat) and isinstance(flat[place + 2], nn.ReLU6)
-            last = place == convs[-1]
-            found.append(
-                ConvNorm(flat[place], flat[place + 1], relu, place == 0, residual and last, residual)
-            )
-    return found
+        convs = [index for index, step in enumerate(steps) if isinstance(step, nn.Conv2d)]
+        for index in convs:
+            relu = index + 2 < len(steps) and isinstance(steps[index + 2], nn.ReLU6)
+            adds = residual and index == convs[-1]
+            layers.append(ConvNorm(steps[index], steps[index + 1], relu, index == 0, adds, residual))
+    return layers
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Where the frozen part ends.
+    """The end of the frozen part.
 
     Args:
-        layers: so many convolutions with their batch norms are frozen.
-        half: whether the next convolution is, too, but not its batch norm.
+        layers: number of convolutions that are frozen together with their batch norms.
+        half: whether the next convolution is frozen too, but not its batch norm.
     """
 
     layers: int
@@ -79,21 +77,16 @@ class Cut:
 
 
 def find_cut(layers: list[ConvNorm]) -> Cut:
-    """The longest frozen start of the backbone that leaves no residual connection open."""
-    for place, one in enumerate(layers):
-        conv, norm = (
-            one.conv.weight.requires_grad,
-            one.norm.weight.requires_grad or one.norm.bias.requires_grad,
-        )
-        if conv or norm:
-            if one.residual:
-                while not layers[place].opens:
-                    place -= 1
-                return Cut(place)
-            return Cut(place, half=not conv)
+    """Find the longest frozen start of the backbone that does not end inside a residual block."""
+    for index, layer in enumerate(layers):
+        trains_conv = layer.conv.weight.requires_grad
+        if trains_conv or layer.norm.weight.requires_grad or layer.norm.bias.requires_grad:
+            if layer.residual:
+                return Cut(max(start for start in range(index + 1) if layers[start].opens))
+            return Cut(index, half=not trains_conv)
     return Cut(len(layers))
 
 
 def geometry(conv: nn.Conv2d) -> tuple[list[int], list[int], int]:
-    """Stride, padding and groups."""
+    """Return stride, padding and groups of a convolution."""
     return list(conv.stride), list(conv.padding), conv.groups  # type: ignore[arg-type]

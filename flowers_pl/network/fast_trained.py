@@ -1,6 +1,6 @@
-"""The trained end of a network, computed fast: on its own parameters, with gradients for all of them.
+"""Compute the trained part of a network fast, on the network's own parameters and with all their gradients.
 
-Batch norm is folded into the convolutions anew at each step.
+Batch norm is folded into the convolutions at each step.
 """
 
 from __future__ import annotations
@@ -17,11 +17,22 @@ from flowers_pl.network.mobilenet import FlowerNet
 
 
 class TrainedPart:
-    """What follows the frozen part: on the network's own parameters, so that they get the gradients.
+    """The part of a network that follows its frozen part, on the network's own parameters.
 
     Args:
-        network: holds the parameters.
-        frozen: what comes before.
+        network: holds the parameters, which get the gradients.
+        frozen: the part before this one.
+
+    >>> import torch
+    >>> network = FlowerNet(5)
+    >>> network.train_top_layers(30)
+    >>> frozen = FrozenPart(network, torch.float32, size=64)
+    >>> logits = TrainedPart(network, frozen)(frozen(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)))
+    >>> logits.shape
+    torch.Size([2, 5])
+    >>> logits.sum().backward()
+    >>> sum(weight.grad is not None for weight in network.parameters())
+    34
     """
 
     def __init__(self, network: FlowerNet, frozen: FrozenPart) -> None:
@@ -30,11 +41,11 @@ class TrainedPart:
         self.fused = frozen.fused
 
     def __call__(self, maps: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Logits, float (N, classes), of what the frozen part gave.
+        """Compute logits, float (N, classes).
 
         Args:
-            maps: from `FrozenPart`.
-            keys: int64 (N,), one a photo, for the dropout.
+            maps: what `FrozenPart` returned.
+            keys: int64 (N,), one for each photo, for the dropout.
         """
         network = self.network
         with torch.autocast(maps.device.type, enabled=False):
@@ -43,27 +54,26 @@ class TrainedPart:
 
     def _maps(self, maps: Tensor) -> Tensor:
         block = maps
-        for place, one in enumerate(self.layers):
-            if one.opens:
+        for index, layer in enumerate(self.layers):
+            if layer.opens:
                 block = maps
-            if place == 0 and self.half:
-                norm = one.norm
+            if index == 0 and self.half:
+                norm = layer.norm
                 maps = F.batch_norm(
                     maps.to(norm.weight.dtype), norm.running_mean, norm.running_var, norm.weight, norm.bias,
                     False, 0.0, norm.eps,
                 ).to(self.dtype)  # fmt: skip
-                maps = F.relu6(maps) if one.relu else maps
+                maps = F.relu6(maps) if layer.relu else maps
             else:
-                maps = _ConvNormRelu.apply(
-                    maps, one.conv.weight, one.norm.weight, one.norm.bias, one, self.fused
-                )
-            if one.adds:
+                weights = layer.conv.weight, layer.norm.weight, layer.norm.bias
+                maps = _ConvNormRelu.apply(maps, *weights, layer, self.fused)
+            if layer.adds:
                 maps = maps + block
         return maps
 
 
 class _ConvNormRelu(torch.autograd.Function):
-    """Convolution, batch norm in evaluation mode and ReLU6 as one convolution with folded weights.
+    """Compute convolution, batch norm in evaluation mode and ReLU6 as one convolution with folded weights.
 
     y = relu6(conv(x, w s) + b - m s), with s = g / sqrt(v + eps). With the gradients of folded weight and
     bias, dW and dB: dw = dW s; db = dB; dg = (sum of dW w over a channel - dB m) / sqrt(v + eps).
@@ -71,34 +81,33 @@ class _ConvNormRelu(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, maps: Tensor, weight: Tensor, gain: Tensor, shift: Tensor, one: ConvNorm, fused: bool
+        ctx: Any, maps: Tensor, weight: Tensor, gain: Tensor, shift: Tensor, layer: ConvNorm, fused: bool
     ) -> Tensor:
-        rate = one.rate
+        rate = layer.rate
         scale = gain * rate
         folded = torch.empty_like(weight, dtype=maps.dtype, memory_format=torch.channels_last)
         torch.mul(weight, scale[:, None, None, None], out=folded)
-        bias = (shift - one.mean * scale).to(maps.dtype)
-        stride, padding, groups = geometry(one.conv)
+        bias = (shift - layer.mean * scale).to(maps.dtype)
+        stride, padding, groups = geometry(layer.conv)
         if fused:
-            found = fused_conv(maps, folded, bias, stride, padding, groups, one.relu)
+            output = fused_conv(maps, folded, bias, stride, padding, groups, layer.relu)
         else:
-            found = F.conv2d(maps, folded, bias, stride, padding, 1, groups)
-            found = found.clamp_(0, 6) if one.relu else found
-        ctx.one = one
-        ctx.save_for_backward(maps, folded, found if one.relu else maps, weight, scale, rate)
-        return found
+            output = F.conv2d(maps, folded, bias, stride, padding, 1, groups)
+            output = output.clamp_(0, 6) if layer.relu else output
+        ctx.layer = layer
+        ctx.save_for_backward(maps, folded, output if layer.relu else maps, weight, scale, rate)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        maps, folded, found, weight, scale, rate = ctx.saved_tensors
-        one, (to_maps, to_weight, to_gain, to_shift) = ctx.one, ctx.needs_input_grad[:4]
+        maps, folded, output, weight, scale, rate = ctx.saved_tensors
+        layer, (to_maps, to_weight, to_gain, to_shift) = ctx.layer, ctx.needs_input_grad[:4]
         if not len(maps):  # a rank without a photo in a short batch: torch's own backward fails (2.14)
-            like = (maps, weight, scale, scale)
-            return *(torch.zeros_like(one) for one in like), None, None
+            return *(torch.zeros_like(value) for value in (maps, weight, scale, scale)), None, None
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
-        if one.relu:
-            gradient = torch.ops.aten.hardtanh_backward(gradient, found, 0, 6)
-        d_maps, d_folded = _conv_backward(gradient, maps, folded, one.conv, to_maps, to_weight or to_gain)
+        if layer.relu:
+            gradient = torch.ops.aten.hardtanh_backward(gradient, output, 0, 6)
+        d_maps, d_folded = _conv_backward(gradient, maps, folded, layer.conv, to_maps, to_weight or to_gain)
         d_weight = d_gain = d_shift = None
         if to_gain or to_shift:
             d_shift = gradient.sum((0, 2, 3)).to(scale.dtype)
@@ -106,15 +115,18 @@ class _ConvNormRelu(torch.autograd.Function):
             d_weight = cast(Tensor, d_folded).to(weight.dtype)
         if to_gain:
             dots = torch.linalg.vecdot(cast(Tensor, d_weight).flatten(1), weight.flatten(1))
-            d_gain = (dots - cast(Tensor, d_shift) * one.mean) * rate
+            d_gain = (dots - cast(Tensor, d_shift) * layer.mean) * rate
         if to_weight:
-            own = torch.empty_like(weight)  # laid out like the weight, as DDP's buckets are
-            d_weight = torch.mul(cast(Tensor, d_weight), scale[:, None, None, None], out=own)
+            like_weight = torch.empty_like(weight)  # the weight's memory layout, which DDP's buckets have
+            d_weight = torch.mul(cast(Tensor, d_weight), scale[:, None, None, None], out=like_weight)
         return d_maps, d_weight if to_weight else None, d_gain, d_shift if to_shift else None, None, None
 
 
 class _Pool(torch.autograd.Function):
-    """`frozen.pool`; autograd would spread its gradient over the places in float32, and then round it."""
+    """Pool as `fast_frozen.pool` does, with a gradient in the activations' dtype.
+
+    Autograd would expand the gradient in float32 and round it afterwards.
+    """
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor) -> Tensor:
@@ -130,14 +142,14 @@ class _Pool(torch.autograd.Function):
 def _conv_backward(
     gradient: Tensor, maps: Tensor, weight: Tensor, conv: nn.Conv2d, to_maps: bool, to_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of a convolution; of a pointwise one by products of matrices, which is a tenth faster."""
+    """Compute a convolution's gradients; those of a pointwise one as matrix products, a tenth faster."""
     stride, padding, groups = geometry(conv)
     if conv.kernel_size != (1, 1) or stride != [1, 1]:
-        found = torch.ops.aten.convolution_backward(
+        d_maps, d_weight, _ = torch.ops.aten.convolution_backward(
             gradient, maps, weight, None, stride, padding, [1, 1], False, [0, 0], groups,
             [to_maps, to_weight, False],
         )  # fmt: skip
-        return found[0], found[1]
+        return d_maps, d_weight
     rows = gradient.permute(0, 2, 3, 1).flatten(0, 2)
     d_maps = d_weight = None
     if to_maps:

@@ -1,4 +1,4 @@
-"""Pooled features of many photos: what the backbone sees in them, on threads that each compute alone."""
+"""Compute the pooled features of many photos, on threads of one core each."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from flowers_pl.network.fast_frozen import FrozenPart
 def pooled_features(
     frozen: FrozenPart,
     read: Callable[[np.ndarray], Tensor],
-    places: np.ndarray,
+    indices: np.ndarray,
     workers: int | None = None,
     shown: bool = False,
 ) -> Tensor:
-    """Pooled features of the backbone, float32 (N, 1280), on the CPU.
+    """Compute pooled features of the backbone, float32 (N, 1280), on the CPU.
 
     Args:
         frozen: the whole backbone.
-        read: gives photos by their places, uint8 (n, 3, size, size), where `frozen` computes.
-        places: int64 (N,).
-        workers: threads; None for as many as there are cores.
-        shown: show a progress bar.
+        read: returns photos by their indices, uint8 (n, 3, size, size), on the device of `frozen`.
+        indices: int64 (N,).
+        workers: number of threads; None for the number of cores.
+        shown: whether to show a progress bar.
     """
-    parts = [places[start : start + frozen.chunk] for start in range(0, len(places), frozen.chunk)]
-    before = torch.get_num_threads()
-    found = []
+    chunks = [indices[start : start + frozen.chunk] for start in range(0, len(indices), frozen.chunk)]
+    num_threads = torch.get_num_threads()
+    parts = []
     try:
         with (
             ThreadPoolExecutor(
                 workers or available_cores(), initializer=torch.set_num_threads, initargs=(1,)
             ) as threads,
             tqdm(
-                total=len(places), desc="Looking at photos", unit="photo", leave=False,
+                total=len(indices), desc="Computing features", unit="photo", leave=False,
                 disable=None if shown else True,
             ) as bar,
         ):  # fmt: skip
-            for some in threads.map(lambda part: frozen(read(part)).float().cpu(), parts):
-                found.append(some)
-                bar.update(len(some))
+            for part in threads.map(lambda chunk: frozen(read(chunk)).float().cpu(), chunks):
+                parts.append(part)
+                bar.update(len(part))
     finally:
-        torch.set_num_threads(before)
-    return torch.cat(found)
+        torch.set_num_threads(num_threads)
+    return torch.cat(parts)

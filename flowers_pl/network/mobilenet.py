@@ -1,8 +1,7 @@
-"""MobileNetV2 with a head of our own, in plain torch: backbone, pooling, dropout, one linear layer.
+"""Define MobileNetV2 with a new head in plain torch: backbone, pooling, dropout, one linear layer.
 
-Nothing here knows of Lightning: this is what is exported. The layers are torchvision's; which of them are
-"the top 30" follows Keras, because the recipe is a Keras notebook's (`for layer in base.layers[:-30]:
-layer.trainable = False`).
+This is the module that is exported. The layers are torchvision's; which of them are "the top 30" follows
+Keras, because the recipe is a Keras notebook's (`for layer in base.layers[:-30]: layer.trainable = False`).
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ TopLayers = int | Literal["all"]
 class PhotoDropout(nn.Module):
     """Dropout whose mask is a function of each photo's key, not of a global generator.
 
-    With keys drawn from (seed, epoch, photo) a photo meets the same mask whatever batch, process or device it
-    is in, and after a resume. Without keys this is `nn.Dropout`.
+    With keys drawn from (seed, epoch, photo) a photo gets the same mask in any batch, process and device, and
+    after a resume. Without keys this is `nn.Dropout`.
     """
 
     def __init__(self, p: float) -> None:
@@ -43,7 +42,7 @@ class PhotoDropout(nn.Module):
 
         Args:
             features: float (N, C).
-            keys: int64 (N,), one key a photo.
+            keys: int64 (N,), one for each photo.
         """
         if not self.training or self.p == 0:
             return features
@@ -53,15 +52,15 @@ class PhotoDropout(nn.Module):
         return features * (kept.to(features.dtype) / (1 - self.p))
 
 
-BITS = 16  # of chance for each feature
+BITS = 16  # of randomness for each feature
 
 
 def uniform_bits(keys: Tensor, count: int) -> Tensor:
-    """Hash keys to (N, count) integers, int16, uniform over all that there are.
+    """Hash keys to (N, count) integers, int16, uniform over their whole range.
 
     Rounds of xor-shift and multiply with the constants of "splitmix64" (Steele, Lea & Flood 2014), on int64
-    with wrap-around, the same on every device; each hash gives four integers. Right shifts are masked because
-    torch's are arithmetic.
+    with wrap-around, which give the same on every device; each hash yields four integers. Right shifts are
+    masked because torch's are arithmetic.
     """
     hashes = -(-count * BITS // 64)
     state = keys[:, None] + torch.arange(1, hashes + 1, device=keys.device) * -7046029254386353131
@@ -72,13 +71,21 @@ def uniform_bits(keys: Tensor, count: int) -> Tensor:
 
 
 class FlowerNet(nn.Module):
-    """Photos in, logits out.
+    """A network that takes photos and returns logits.
 
     Args:
-        classes: how many classes, two at least.
+        classes: number of classes, two at least.
         dropout: share of the pooled features that are dropped in training.
-        mean: what is taken from each colour channel, on the scale of 0 to 1.
-        std: what each colour channel is divided by after that.
+        mean: subtracted from each colour channel, on the scale of 0 to 1.
+        std: each colour channel is divided by it after that.
+
+    >>> import torch
+    >>> network = FlowerNet(5).eval()
+    >>> network(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape
+    torch.Size([2, 5])
+    >>> network.train_top_layers(30)
+    >>> sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+    1532805
     """
 
     mean: Tensor
@@ -106,7 +113,7 @@ class FlowerNet(nn.Module):
 
         Args:
             photos: (N, 3, H, W), RGB: uint8, or float on the same scale of 0 to 255.
-            keys: int64 (N,), one a photo, for the dropout (see `PhotoDropout`).
+            keys: int64 (N,), one for each photo, for the dropout (see `PhotoDropout`).
 
         Returns:
             Logits, float (N, classes).
@@ -114,12 +121,12 @@ class FlowerNet(nn.Module):
         return self.head(self.dropout(self.features(photos), keys))
 
     def features(self, photos: Tensor) -> Tensor:
-        """Pooled backbone features, float (N, 1280), of photos as in `forward`."""
+        """Compute pooled backbone features, float (N, 1280), of photos as in `forward`."""
         maps = self.backbone((photos.to(self.mean.dtype) / 255 - self.mean) / self.std)
         return maps.mean((2, 3))  # adaptive_avg_pool2d's backward is not deterministic on CUDA
 
     def train(self, mode: bool = True) -> FlowerNet:
-        """As in `nn.Module`, but the backbone stays in evaluation mode.
+        """Set the mode as in `nn.Module`, but leave the backbone in evaluation mode.
 
         Keras runs it with `training=False` in both stages: batch norm uses its stored statistics and never
         updates them.
@@ -132,7 +139,7 @@ class FlowerNet(nn.Module):
         """Make the head and the top layers of the backbone trainable and freeze the rest.
 
         Args:
-            layers: how many layers from the top, as Keras counts them (see `keras_layers`), or "all".
+            layers: number of layers from the top, as Keras counts them (see `keras_layers`), or "all".
 
         Raises:
             ValueError: `layers` is negative or more than the backbone has.
@@ -148,11 +155,11 @@ class FlowerNet(nn.Module):
 
 
 def keras_layers(backbone: nn.Sequential) -> list[nn.Module | None]:
-    """The layers of Keras's MobileNetV2 without its top, in order, as torchvision's modules.
+    """List the layers of Keras's MobileNetV2 without its top, in order, as torchvision's modules.
 
     Keras counts 154 of them (keras.applications.MobileNetV2, include_top=False): besides convolutions, batch
-    norms and ReLUs the input, the padding before each strided convolution of a block, and the additions.
-    Those have no module: None stands for them.
+    norms and ReLUs the input, the padding before each strided convolution of a block, and the additions,
+    which have no module here and are None.
     """
     layers: list[nn.Module | None] = [None]
     for block in backbone:
@@ -174,16 +181,16 @@ def _strided_depthwise(layer: nn.Module) -> bool:
 
 
 def start_from_nothing(network: FlowerNet, photos: Tensor, batch: int = 64) -> None:
-    """Make an untrained backbone fit to be trained with batch norm in evaluation mode.
+    """Initialise an untrained backbone so that it can be trained with batch norm in evaluation mode.
 
-    torchvision's start shrinks the signal to features of 1e-10 then. So the last batch norm of each residual
-    branch starts at zero (Goyal et al. 2017, section 5.1), and all batch-norm statistics are measured once,
-    on `photos`, and stay.
+    With torchvision's initialisation features would be of the order of 1e-10 then. Therefore the last batch
+    norm of each residual branch starts at zero (Goyal et al. 2017, section 5.1), and all batch-norm
+    statistics are measured once, on `photos`, and kept.
 
     Args:
-        network: is changed in place.
+        network: changed in place.
         photos: (N, 3, H, W) as in `FlowerNet.forward`; a few hundred training photos.
-        batch: photos at a time; the statistics are those of the batches' average.
+        batch: batch size; the statistics are averages over the batches.
     """
     norms = [module for module in network.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     for block in network.backbone:
@@ -195,8 +202,8 @@ def start_from_nothing(network: FlowerNet, photos: Tensor, batch: int = 64) -> N
         norm.momentum = None
         norm.train()
     with torch.no_grad():
-        for some in photos.split(batch):
-            network.features(some)
+        for part in photos.split(batch):
+            network.features(part)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

@@ -1,11 +1,12 @@
-"""How unlike the training photos a picture is: what tells a screenshot from a flower.
+"""Detect pictures of none of the classes by how unlike the training photos they are.
 
-The score is the distance of the pooled features, at unit length, from the plane in which those of training
-photos mostly lie: the residual of a principal component analysis (the "residual" of ViM, Wang et al. 2022).
-Probabilities do not tell: a network is sure of its class far from all that it has seen (Nguyen et al. 2015).
-On real photos, 689 of flowers against 724 other pictures, the mean AUROC over eight kinds of those was 0.997;
-0.926 by the energy of the logits (Liu et al. 2020), 0.935 by the largest probability, 0.996 by the tenth
-neighbour (Sun et al. 2022), which needs all training features kept; 0.56 by Mahalanobis distance.
+The novelty score is the distance of the pooled features, at unit length, from the plane that fits those of
+the training photos best: the residual of a principal component analysis (the "residual" of ViM, Wang et al.
+2022). Probabilities are no such score: a network is sure of its class far from its training data (Nguyen et
+al. 2015). On 689 real photos of flowers against 724 other pictures the mean AUROC over eight kinds of those
+was 0.997; it was 0.926 with the energy of the logits (Liu et al. 2020), 0.935 with the largest probability,
+0.996 with the tenth neighbour (Sun et al. 2022), which has to store all training features, and 0.56 with
+Mahalanobis distance.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-AXES = 32  # of the plane; 16 to 256 did as well
-TRAINING = 500  # photos that the plane is fitted on; 250 to 10,000 did as well
-KEPT = 0.95  # share of the validation photos that are not flagged
+NUM_AXES = 32  # of the plane; 16 to 256 did as well
+NUM_PHOTOS = 500  # that the plane is fitted on; 250 to 10,000 did as well
+QUANTILE = 0.95  # of the validation photos' distances: the limit
 
 
 @dataclass(frozen=True, eq=False)
-class Unlike:
-    """Scores features; above 1 a picture is probably of none of the classes.
+class Novelty:
+    """A score of pooled features; above 1 a picture is probably of none of the classes.
 
     Args:
         mean: float32 (C,), of the training photos' features at unit length.
-        axes: float32 (C, AXES or fewer), orthonormal: the plane.
-        limit: the distance that `KEPT` of the validation photos do not exceed.
+        axes: float32 (C, NUM_AXES or fewer), orthonormal: the plane.
+        limit: the distance that `QUANTILE` of the validation photos do not exceed.
     """
 
     mean: Tensor
@@ -39,47 +40,35 @@ class Unlike:
     limit: float
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Distances, as multiples of the limit: float32 (N,) for pooled features, float (N, C)."""
+        """Return distances as multiples of the limit, float32 (N,), of pooled features, float (N, C)."""
         return self._distance(features) / self.limit
 
     def _distance(self, features: Tensor) -> Tensor:
         mean, axes = self.mean.to(features.device), self.axes.to(features.device)
-        apart = F.normalize(features.float()) - mean
-        return torch.linalg.vector_norm(apart - (apart @ axes) @ axes.T, dim=1)
+        centred = F.normalize(features.float()) - mean
+        return torch.linalg.vector_norm(centred - (centred @ axes) @ axes.T, dim=1)
 
     @classmethod
-    def fit(cls, training: Tensor, held_out: Tensor) -> Unlike:
-        """Find the plane by training photos and the limit by others, which it fits less closely.
+    def fit(cls, training: Tensor, held_out: Tensor) -> Novelty:
+        """Fit the plane to training photos and the limit to others, which the plane fits less closely.
 
         Args:
             training: pooled features, float (N, C).
-            held_out: of validation photos, float (M, C).
+            held_out: those of validation photos, float (M, C).
         """
         units = F.normalize(training.double()).cpu()
         mean = units.mean(0)
         _, _, rows = torch.linalg.svd(units - mean, full_matrices=False)  # the longest axes first
-        axes = rows[: min(AXES, max(1, len(units) // 2))].T
+        axes = rows[: min(NUM_AXES, max(1, len(units) // 2))].T
         plane = cls(mean.float(), axes.float().contiguous(), 1.0)
-        limit = float(np.quantile(plane(held_out.cpu()).numpy(), KEPT))
+        limit = float(np.quantile(plane(held_out.cpu()).numpy(), QUANTILE))
         return cls(plane.mean, plane.axes, max(limit, 1e-6))
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, in plain types."""
+        """Return the fields in plain types, for a checkpoint."""
         return asdict(self)
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any] | None) -> Unlike | None:
-        """What `state` gave; None for a checkpoint that has none."""
+    def from_state(cls, state: Mapping[str, Any] | None) -> Novelty | None:
+        """Rebuild the score from what `state` returned; None if the checkpoint has none."""
         return None if state is None else cls(**state)
-
-
-def even_places(labels: np.ndarray, most: int = TRAINING) -> np.ndarray:
-    """About `most` photos, evenly spread, as many of each class where it has them: int64 places, sorted."""
-    classes = np.unique(labels)
-    each = max(1, most // len(classes))
-    places = [np.flatnonzero(labels == label) for label in classes]
-    return np.sort(
-        np.concatenate(
-            [some[np.linspace(0, len(some) - 1, min(each, len(some))).astype(np.int64)] for some in places]
-        )
-    )

@@ -1,4 +1,4 @@
-"""What the backbone starts from: torchvision's weights by name, or a state_dict from a file."""
+"""Load the backbone's initial weights: torchvision's by name, or a state_dict from a file."""
 
 from __future__ import annotations
 
@@ -19,13 +19,24 @@ def load_weights(backbone: nn.Sequential, weights: str) -> None:
     """Load weights into torchvision's MobileNetV2 `features`.
 
     Args:
-        backbone: is changed in place.
+        backbone: changed in place.
         weights: a name of `torchvision.models.MobileNet_V2_Weights`, or a path to a state_dict in
             torchvision's layout.
 
     Raises:
-        FlowersError: there are no such weights, they cannot be downloaded or read, or they do not fit; says
-            which keys do not.
+        FlowersError: there are no such weights, or they cannot be downloaded, read or used; the message names
+            the keys that do not fit.
+
+    >>> import tempfile
+    >>> import torch
+    >>> from torchvision.models import mobilenet_v2
+    >>> from flowers_pl import FlowerNet
+    >>> network, pretrained = FlowerNet(5), mobilenet_v2()
+    >>> with tempfile.NamedTemporaryFile(suffix=".pth") as file:
+    ...     torch.save(pretrained.state_dict(), file.name)
+    ...     load_weights(network.backbone, file.name)
+    >>> torch.equal(network.backbone[0][0].weight, pretrained.features[0][0].weight)
+    True
     """
     named = weights in MobileNet_V2_Weights.__members__
     state = _download(weights) if named else _read(Path(weights))
@@ -34,17 +45,16 @@ def load_weights(backbone: nn.Sequential, weights: str) -> None:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise FlowersError(
             f"--model.weights: {weights!r} does not fit torchvision's mobilenet_v2:"
-            f" {'; '.join(faults[:3])}{more};"
-            " give a state_dict of that network."
+            f" {'; '.join(faults[:3])}{more}; give a state_dict of that network."
         )
     backbone.load_state_dict(state)
 
 
 def check_weights(weights: str | None) -> None:
-    """Raise at once where `weights` is neither a name nor a file.
+    """Check that `weights` is a name or a file, without reading the file.
 
     Raises:
-        FlowersError: says what may be given.
+        FlowersError: it is neither; the message says what may be given.
     """
     names = MobileNet_V2_Weights.__members__
     if weights is not None and weights not in names and not Path(weights).is_file():
@@ -60,9 +70,8 @@ def _download(name: str) -> Mapping[str, Tensor]:
         return chosen.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise FlowersError(
-            f"--model.weights: {name} could not be downloaded from {chosen.url} ({error}); give the path"
-            " of a file that"
-            " was fetched elsewhere, or null to go without."
+            f"--model.weights: {name} could not be downloaded from {chosen.url} ({error}); give the path of a"
+            " copy of that file, or null to train without pretrained weights."
         ) from error
 
 
@@ -72,25 +81,24 @@ def _read(file: Path) -> Mapping[str, Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise FlowersError(
-            f"--model.weights: {str(file)!r} is no file that torch.save wrote, or is torn; give a"
-            " state_dict of"
-            " torchvision's mobilenet_v2."
+            f"--model.weights: {str(file)!r} was not written by torch.save, or is damaged; give a state_dict"
+            " of torchvision's mobilenet_v2."
         ) from error
     if isinstance(state, Mapping) and "state_dict" in state:
         raise FlowersError(
-            f"--model.weights: {str(file)!r} is a checkpoint of a training, no state_dict; give weights of"
-            " ImageNet, or go on with that run by --ckpt_path."
+            f"--model.weights: {str(file)!r} is a training checkpoint, not a state_dict; give pretrained"
+            " weights, or resume that run with --ckpt_path."
         )
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise FlowersError(
-            f"--model.weights: {str(file)!r} holds no state_dict; save one with"
-            " torch.save(model.state_dict())."
+            f"--model.weights: {str(file)!r} holds no state_dict; write one with"
+            " torch.save(model.state_dict(), path)."
         )
     return state
 
 
 def _faults(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """What does not fit, a phrase a key."""
+    """List what does not fit, one phrase for each key."""
     faults = [f"{PREFIX}{key} is missing" for key in wanted if key not in given]
     faults += [f"{PREFIX}{key} is not known" for key in given if key not in wanted]
     return faults + [

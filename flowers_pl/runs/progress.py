@@ -1,4 +1,4 @@
-"""How far a run is: a bar where there is a terminal, and a line for each epoch everywhere."""
+"""Progress of a run: a bar on a terminal, and a line for each epoch everywhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class AboveBars(logging.Handler):
-    """Writes log lines to standard error, each on a line of its own, above the bars that are there."""
+    """Writes log lines to standard error, each on a line of its own above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -29,39 +29,41 @@ class EpochBar(TQDMProgressBar):
     """Lightning's bar, whose epochs count from 1, as everything else here does."""
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Count the epoch from 1 in the bar's description."""
         super().on_train_epoch_start(trainer)
         self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + 1}")
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Without the logger's version: the run has a name."""
+        """Return the metrics to show, without the logger's version: the run has a name."""
         shown: dict[str, Any] = super().get_metrics(trainer, pl_module)  # type: ignore[assignment]
         shown.pop("v_num", None)
         return shown
 
 
 class EpochLines(L.Callback):
-    """Says a line for each epoch, which stays on the screen and in a log file."""
+    """Logs a line for each epoch, which stays on the screen and in a log file."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the epoch's loss and accuracy."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        seen = trainer.callback_metrics
+        metrics = trainer.callback_metrics
         sides = {"training": "train", "validation": "val"}
-        figures = (
-            f"loss {seen[f'{side}_loss']:.4f}, accuracy {seen[f'{side}_accuracy']:.4f} in {name}"
+        parts = (
+            f"loss {metrics[f'{side}_loss']:.4f}, accuracy {metrics[f'{side}_accuracy']:.4f} in {name}"
             for name, side in sides.items()
-            if f"{side}_loss" in seen
+            if f"{side}_loss" in metrics
         )
-        log.info("Epoch %d: %s.", trainer.current_epoch + 1, "; ".join(figures))
+        log.info("Epoch %d: %s.", trainer.current_epoch + 1, "; ".join(parts))
 
 
 def bars_for(wanted: bool | None, given: list[L.Callback]) -> tuple[bool, list[L.Callback]]:
-    """Whether the Trainer shows bars, and which, where its user has given none.
+    """Return whether the Trainer shows progress bars, and the bar to add where its user has given none.
 
     Args:
         wanted: `--trainer.enable_progress_bar`; None to show them on a terminal only.
         given: the user's callbacks.
     """
     shown = sys.stdout.isatty() if wanted is None else wanted
-    own = any(isinstance(one, ProgressBar) for one in given)
+    own = any(isinstance(callback, ProgressBar) for callback in given)
     return shown or own, [EpochBar()] if shown and not own else []

@@ -1,4 +1,4 @@
-"""What a run leaves behind to look at: metrics.csv, images per second, and the settings of the run."""
+"""The tables of a run: metrics.csv with images per second, split.csv and left_out.csv."""
 
 from __future__ import annotations
 
@@ -24,14 +24,21 @@ from flowers_pl.data.split import write_split
 
 
 class EpochTable(Logger):
-    """A logger that keeps one row an epoch in a CSV file.
+    """A logger that keeps one row per epoch in a CSV file.
 
     Lightning's CSVLogger writes training and validation of an epoch into different rows, and forgets the rows
-    of a run that is resumed. Here an epoch's figures meet in one row, and a resumed run goes on with the
-    table.
+    of a run that is resumed. Here they share a row, and a resumed run continues the table.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp(), "metrics.csv")
+    >>> table = EpochTable(file)
+    >>> table.log_metrics({"epoch": 0, "train_loss": 1.25})
+    >>> table.log_metrics({"epoch": 0, "val_loss": 1.5})
+    >>> read_table(file)
+    [{'epoch': 0, 'train_loss': 1.25, 'val_loss': 1.5}]
 
     Args:
-        file: where the table lies.
+        file: the table, usually metrics.csv.
     """
 
     def __init__(self, file: str | os.PathLike[str]) -> None:
@@ -50,15 +57,15 @@ class EpochTable(Logger):
         return ""
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Settings stand in config.yaml, not here."""
+        """Do nothing: config.yaml holds the settings."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add figures to their epoch's row; figures without an epoch are passed over."""
+        """Add metrics to their epoch's row; metrics without an epoch are ignored."""
         if "epoch" in metrics:
             epoch = int(metrics["epoch"])
-            figures = {name: float(f"{value:.7g}") for name, value in metrics.items()}  # float32 on the way
-            self.rows.setdefault(epoch, {}).update({**figures, "epoch": epoch})
+            values = {name: float(f"{value:.7g}") for name, value in metrics.items()}  # they are float32
+            self.rows.setdefault(epoch, {}).update({**values, "epoch": epoch})
             self._write()
 
     def _write(self) -> None:
@@ -70,7 +77,7 @@ class EpochTable(Logger):
 
 
 def read_table(file: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """The rows of a metrics.csv; empty cells are left out."""
+    """Return the rows of a metrics.csv; empty cells are left out."""
     with open(file, newline="") as stream:
         return [
             {name: int(cell) if name == "epoch" else float(cell) for name, cell in row.items() if cell}
@@ -79,34 +86,33 @@ def read_table(file: str | os.PathLike[str]) -> list[dict[str, float]]:
 
 
 class Throughput(L.Callback):
-    """Logs how many photos a second an epoch trained, on all ranks together, validation not counted."""
+    """Logs the photos per second of an epoch's training, of all ranks together, without validation."""
 
     def __init__(self) -> None:
-        self.photos, self.start, self.end = 0, 0.0, 0.0
+        self.num_photos, self.start, self.end = 0, 0.0, 0.0
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        if self.photos == 0:
+        if self.num_photos == 0:
             self.start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.photos += batch.total
+        self.num_photos += batch.total
         self.end = time.perf_counter()
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.photos:
-            pl_module.log("images_per_second", self.photos / (self.end - self.start))
-        self.photos = 0
+        if self.num_photos:
+            pl_module.log("images_per_second", self.num_photos / (self.end - self.start))
+        self.num_photos = 0
 
 
 class DataFiles(L.Callback):
-    """Writes beside the run which photos were on which side, and which were left out, and why.
+    """Writes split.csv, with the photos of both sides, and left_out.csv, with those left out and why.
 
-    Several machines must have the same photos, or each would train on others than the order of photos says;
-    and resume the same checkpoint, or one of them would start anew.
+    Before that it checks that all machines of a run have the same photos and resume the same checkpoint.
 
     Args:
         folder: of the run.
@@ -118,12 +124,12 @@ class DataFiles(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it; its annotations do not know
         digest = hashlib.blake2b(repr(data.placed).encode(errors="surrogateescape")).hexdigest()
-        if not all_alike(trainer, digest):
+        if not same_on_all_ranks(trainer, digest):
             raise FlowersError(
-                f"--data.root: the photos in {str(data.root)!r}, or their split, are not the same on all"
-                " machines of this run; copy the folder anew."
+                f"--data.root: the photos in {str(data.root)!r}, or their split, differ between the"
+                " machines of this run; copy the folder from one of them to the others."
             )
-        if not all_alike(trainer, f"{trainer.ckpt_path is None} {getattr(pl_module, 'stage', None)}"):
+        if not same_on_all_ranks(trainer, f"{trainer.ckpt_path is None} {getattr(pl_module, 'stage', None)}"):
             raise FlowersError(
                 "--ckpt_path: the machines of this run do not have the same checkpoint; copy the run's folder"
                 f" {str(self.folder)!r} from the first one to the others."
@@ -134,9 +140,10 @@ class DataFiles(L.Callback):
             write_csv(self.folder / LEFT_OUT, LeftOut._fields, data.left_out)
 
 
-def all_alike(trainer: L.Trainer, text: str) -> bool:
-    """Whether all ranks have the same text as rank 0; all must ask."""
-    unlike = torch.tensor(
-        float(trainer.strategy.broadcast(text) != text), device=trainer.strategy.root_device
+def same_on_all_ranks(trainer: L.Trainer, text: str) -> bool:
+    """Return whether all ranks have the same text as rank 0; all of them must call this."""
+    differs = float(trainer.strategy.broadcast(text) != text)
+    anywhere = trainer.strategy.reduce(
+        torch.tensor(differs, device=trainer.strategy.root_device), reduce_op="max"
     )
-    return float(trainer.strategy.reduce(unlike, reduce_op="max")) == 0
+    return float(anywhere) == 0

@@ -1,5 +1,5 @@
 """The two-stage recipe as a LightningModule and its callbacks.
 
-Comes in: a data module and a network. Goes out: checkpoints that can be resumed exactly.
+In: a data module and a network. Out: checkpoints that can be resumed exactly.
 Must not know: reports, exports, the command line.
 """

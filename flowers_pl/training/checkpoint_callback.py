@@ -1,4 +1,4 @@
-"""When a run saves: `best.ckpt` and `last.ckpt`, at moments from which it can be resumed exactly."""
+"""Save `best.ckpt` and `last.ckpt` when a run can be resumed from them exactly."""
 
 from __future__ import annotations
 
@@ -16,22 +16,29 @@ from flowers_pl.core.names import BEST, KEY, LAST
 from flowers_pl.core.signals import StopSignals
 from flowers_pl.data.batches import Batch
 from flowers_pl.training.checkpoint_files import copy_checkpoint, read_checkpoint, remove_leftovers
-from flowers_pl.training.metrics import Scores
+from flowers_pl.training.metrics import SideMetrics
 
-MIDDLE = f"{KEY}_inside_epoch"  # what a checkpoint from inside an epoch holds beside the others
+MIDDLE = f"{KEY}_inside_epoch"  # the key that only a checkpoint saved inside an epoch has
 
 
 class RunCheckpoints(Checkpoint):
-    """Keeps the best and the last state of a run: `best.ckpt` and `last.ckpt`.
+    """Saves the best and the last state of a run: `best.ckpt` and `last.ckpt`.
 
-    Best is the lowest validation loss of the whole run, over both stages. Both are written at the end of
-    validation. That, and the end of a batch that is not its epoch's last, are moments from which Lightning
-    resumes exactly; between an epoch's last batch and the end of its validation there is none.
+    The best has the lowest validation loss of the whole run, over both stages. Both are written at the end of
+    validation. Lightning resumes exactly from there and from the end of a batch that is not its epoch's last,
+    but not from between an epoch's last batch and the end of its validation.
 
     Args:
         folder: of the run; None for the trainer's log_dir.
-        every_n_steps: write `last.ckpt` inside an epoch too, after each so many steps of the whole run.
-        signals: asked at each such moment whether to save and stop.
+        every_n_steps: write `last.ckpt` inside an epoch too, after every so many steps of the whole run.
+        signals: asked at each of these moments whether to save and stop.
+
+    >>> callback = RunCheckpoints("checkpoints/mine")
+    >>> trainer = L.Trainer(accelerator="cpu", logger=False, callbacks=[callback])
+    >>> callback.path(trainer, "best.ckpt").as_posix()
+    'checkpoints/mine/best.ckpt'
+    >>> callback.best_epoch, callback.best_loss  # before the first validation
+    (-1, inf)
     """
 
     def __init__(
@@ -53,7 +60,7 @@ class RunCheckpoints(Checkpoint):
         self.best_loss, self.best_epoch = state_dict["best_loss"], state_dict["best_epoch"]
 
     def path(self, trainer: L.Trainer, name: str) -> Path:
-        """Where a checkpoint of this run lies; all ranks must ask, for Lightning broadcasts its log_dir."""
+        """Return a checkpoint's path; all ranks must call it, because Lightning broadcasts its log_dir."""
         return Path(self.folder or trainer.log_dir or trainer.default_root_dir) / name
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -68,9 +75,9 @@ class RunCheckpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        done = batch_idx + 1
-        whole = done % trainer.accumulate_grad_batches == 0
-        if done >= trainer.num_training_batches or not whole or _only_tried(trainer):
+        batches = batch_idx + 1
+        stepped = batches % trainer.accumulate_grad_batches == 0
+        if batches >= trainer.num_training_batches or not stepped or _is_trial(trainer):
             return
         noted = self._noted(trainer)
         if noted or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
@@ -78,7 +85,7 @@ class RunCheckpoints(Checkpoint):
         self._obey(noted, trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking or _only_tried(trainer):
+        if trainer.state.fn != "fit" or trainer.sanity_checking or _is_trial(trainer):
             return
         loss = float(trainer.callback_metrics["val_loss"])
         if better := loss < self.best_loss:
@@ -100,32 +107,31 @@ class RunCheckpoints(Checkpoint):
                 remove_leftovers(folder)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Give the module the best weights, read on one rank and handed to the others: Lightning leaves it
-        the last ones."""
+        """Load the best weights, on one rank, and send them to the others; Lightning leaves the last ones."""
         if self.signals is not None:
             self.signals.wait_no_more(trainer)
-        if self.best_epoch < 0 or _only_tried(trainer):
+        if self.best_epoch < 0 or _is_trial(trainer):
             return
         file = self.path(trainer, BEST)
         best = read_checkpoint(file)["state_dict"] if trainer.is_global_zero else None
         pl_module.load_state_dict(trainer.strategy.broadcast(best or {}))
 
-    # ---------------------------------------------------------------- an epoch that is not over
+    # ---------------------------------------------------------------- inside an epoch
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the figures of the epoch so far: Lightning does not. After validation there are none."""
-        if figures := figures_so_far(trainer, pl_module):
+        """Save the metrics of the epoch so far, which Lightning does not; after validation there are none."""
+        if figures := metrics_so_far(trainer, pl_module):
             checkpoint[MIDDLE] = {"batches": _batches(trainer), "figures": figures}
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on with the figures of the epoch so far.
+        """Restore the metrics of the epoch so far.
 
         Raises:
-            FlowersError: the epoch's batches are others now, so it has no such middle.
+            FlowersError: the epoch now has other batches.
         """
         middle = checkpoint.get(MIDDLE)
         if middle is None:
@@ -133,18 +139,18 @@ class RunCheckpoints(Checkpoint):
         if middle["batches"] != _batches(trainer):
             raise FlowersError(
                 "--ckpt_path: this checkpoint was saved inside an epoch, whose photos, --data.batch_size,"
-                " --data.balance and --seed_everything must stay as they were; put them back, or resume from"
+                " --data.balance and --seed_everything must not change; restore them, or resume from"
                 " best.ckpt."
             )
         for name, metric in _metrics(pl_module).items():
             for state, value in middle["figures"].get(name, {}).items():
                 if trainer.is_global_zero:
                     setattr(metric, state, value.to(metric.device))
-                metric._update_count = 1  # on all ranks, for all compute it together
+                metric._update_count = 1  # on all ranks, which compute it together
 
 
-def figures_so_far(trainer: L.Trainer, module: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """The states of all metrics that are under way, summed over the ranks, which must all ask."""
+def metrics_so_far(trainer: L.Trainer, module: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Return the states of the metrics that were updated, summed over the ranks; all ranks must call it."""
     return {
         name: {
             state: trainer.strategy.reduce(torch.as_tensor(value).clone(), reduce_op="sum").cpu()
@@ -156,16 +162,16 @@ def figures_so_far(trainer: L.Trainer, module: nn.Module) -> dict[str, dict[str,
 
 
 def _metrics(module: nn.Module) -> dict[str, Metric]:
-    """A module's metrics by name, each with a state of its own."""
-    for one in module.modules():
-        if isinstance(one, Scores):
-            one.count()
-    return {name: one for name, one in module.named_modules() if isinstance(one, Metric)}
+    """Return a module's metrics by name, each with a state of its own."""
+    for item in module.modules():
+        if isinstance(item, SideMetrics):
+            item.count()
+    return {name: item for name, item in module.named_modules() if isinstance(item, Metric)}
 
 
 def _batches(trainer: L.Trainer) -> dict[str, int | str]:
-    """What decides which photos stand in which batch of an epoch."""
-    data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it; its annotations do not know
+    """Return what determines the batches of an epoch."""
+    data = trainer.datamodule  # type: ignore[attr-defined]  # not annotated by Lightning
     return {
         "photos": len(data.train_photos),
         "batch_size": data.batch_size,
@@ -174,6 +180,6 @@ def _batches(trainer: L.Trainer) -> dict[str, int | str]:
     }
 
 
-def _only_tried(trainer: L.Trainer) -> bool:
-    """Whether this is a `fast_dev_run`, which must not write over a run's checkpoints."""
-    return bool(getattr(trainer, "fast_dev_run", False))  # set by Lightning, not annotated
+def _is_trial(trainer: L.Trainer) -> bool:
+    """Return whether this is a `fast_dev_run`, which must not overwrite a run's checkpoints."""
+    return bool(getattr(trainer, "fast_dev_run", False))  # not annotated by Lightning

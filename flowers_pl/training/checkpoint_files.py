@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without executing anything."""
+"""Write checkpoints whole or not at all, and read them without executing anything."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint of this project; nothing in it is executed (`weights_only=True`).
 
     Raises:
-        FlowersError: there is no such file, it is torn, would run code, or is not a checkpoint of this
+        FlowersError: there is no such file, it is damaged, would run code, or is not a checkpoint of this
             project.
     """
     path = Path(path)
@@ -31,16 +31,15 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     if path.suffix in (".onnx", ".pt2"):
         raise FlowersError(
-            f"--ckpt_path: {str(path)!r} is an exported model, no checkpoint; 'predict' takes it with"
+            f"--ckpt_path: {str(path)!r} is an exported model, not a checkpoint; give it to 'predict' as"
             " --exported."
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise FlowersError(
-            f"--ckpt_path: {str(path)!r} is refused: it holds more than tensors and plain values, and"
-            " loading that"
-            " could run code; give a checkpoint that flowers_pl wrote."
+            f"--ckpt_path: {str(path)!r} is refused: it holds more than tensors and plain values, and loading"
+            " that could run code; give a checkpoint that flowers_pl wrote."
         ) from error
     except (
         OSError,
@@ -53,8 +52,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         ImportError,
     ) as error:
         raise FlowersError(
-            f"--ckpt_path: {str(path)!r} is no checkpoint, or is torn; give a checkpoint that flowers_pl"
-            " wrote."
+            f"--ckpt_path: {str(path)!r} is not a checkpoint, or is damaged; give one that flowers_pl wrote."
         ) from error
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise FlowersError(
@@ -65,16 +63,21 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, brings it to the disk, and renames it.
+    """Writes a checkpoint to a temporary file beside it, syncs that to disk, and renames it.
 
-    Lightning's own way (2.6) goes through a temporary file elsewhere and a move, which is a plain copy across
-    file systems.
+    Lightning (2.6) writes a temporary file elsewhere and moves it, which is a plain copy across file systems.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     AtomicCheckpointIO().save_checkpoint({"step": 3}, f"{folder}/last.ckpt")
+    ...     torch.load(f"{folder}/last.ckpt")
+    {'step': 3}
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
-        """Save so that at every moment the old or the new file is there whole.
+        """Save so that at every moment either the old or the new file is there, whole.
 
         Raises:
             FlowersError: it cannot be written; the old file is as it was.
@@ -84,11 +87,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with replacing(path) as unfinished:
                 torch.save(checkpoint, unfinished)
         except (OSError, RuntimeError) as error:
-            raise _unwritten(path, error) from error
+            raise _write_error(path, error) from error
 
 
 def copy_checkpoint(path: Path, to: Path) -> None:
-    """Let `to` be the checkpoint that `path` is now, at every moment the old or the new one.
+    """Replace the checkpoint `to` by `path`; at every moment either the old or the new one is there, whole.
 
     Raises:
         FlowersError: it cannot be written; the old file is as it was.
@@ -96,20 +99,21 @@ def copy_checkpoint(path: Path, to: Path) -> None:
     try:
         replace_by_copy(path, to)
     except OSError as error:
-        raise _unwritten(to, error) from error
+        raise _write_error(to, error) from error
 
 
-def _unwritten(path: Path, error: Exception) -> FlowersError:
+def _write_error(path: Path, error: Exception) -> FlowersError:
     return FlowersError(
-        f"The checkpoint {str(path)!r} cannot be written ({error}); make room and resume from the last one."
+        f"The checkpoint {str(path)!r} cannot be written ({error}); free some space and resume from the last"
+        " one."
     )
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what is no checkpoint of the run in `folder`, but could be taken for one.
+    """Remove files from a run's folder that are not its checkpoints but could be taken for them.
 
-    That is what a process left that was killed while it wrote, and the copy of `last.ckpt` that Lightning
-    (2.6) writes when SLURM preempts it: it would load that instead of the model that it is given to judge.
+    These are unfinished files of a process that was killed, and the copy of `last.ckpt` that Lightning (2.6)
+    writes when SLURM preempts it, and would then load instead of the model that it is given to evaluate.
     """
     for pattern in (".best*.ckpt*", ".last*.ckpt*", "hpc_ckpt_*.ckpt"):
         for file in folder.glob(pattern):
@@ -117,22 +121,22 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def add_to_checkpoint(path: Path, part: dict[str, Any]) -> None:
-    """Write a checkpoint again, whole or not at all, with more in our own part of it."""
+    """Rewrite a checkpoint, whole or not at all, with entries added to this project's part of it."""
     checkpoint = read_checkpoint(path)
     checkpoint[KEY] |= part
     AtomicCheckpointIO().save_checkpoint(checkpoint, path)
 
 
 def newest_best(folder: str | os.PathLike[str] = "checkpoints") -> Path:
-    """The `best.ckpt` that was written last among the runs in `folder`.
+    """Return the newest `best.ckpt` of the runs in `folder`.
 
     Raises:
         FlowersError: there is none.
     """
-    found = sorted(Path(folder).glob(f"*/{BEST}"), key=lambda path: path.stat().st_mtime_ns)
-    if not found:
+    checkpoints = sorted(Path(folder).glob(f"*/{BEST}"), key=lambda path: path.stat().st_mtime_ns)
+    if not checkpoints:
         raise FlowersError(
-            f"There is no {BEST} below {str(folder)!r}; train one with 'python -m flowers_pl fit', or"
-            " give --ckpt_path."
+            f"There is no {BEST} below {str(folder)!r}; train one with 'python -m flowers_pl fit', or give"
+            " --ckpt_path."
         )
-    return found[-1]
+    return checkpoints[-1]

@@ -1,5 +1,7 @@
-"""Loss and metrics of one side, exact on any number of ranks: torchmetrics objects, unlike
-`self.log(..., sync_dist=True)`, count every photo once."""
+"""Compute the loss and the metrics of one side exactly, on any number of ranks.
+
+torchmetrics objects count every photo once; `self.log(..., sync_dist=True)` does not.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,15 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-TOGETHER = 64  # batches counted at once: 0.6 ms each time, in which the threads ahead wait for Python
+NUM_BATCHES = 64  # counted at once: each time takes 0.6 ms, in which prefetching threads wait for Python
 
 
 class MeanLoss(Metric):
     """The mean loss over all photos of all batches and ranks.
 
     torchmetrics' MeanMetric does not do: with `nan_strategy="disable"` (1.9.0) it ignores the weights, so a
-    short last batch or a rank with fewer photos counts too much; with the others it drops a NaN that should
-    be seen, or waits for the device at each step.
+    short last batch or a rank with fewer photos counts too much; with its other strategies it drops a NaN,
+    which should be seen, or waits for the device at each step.
     """
 
     total: Tensor
@@ -39,41 +41,41 @@ class MeanLoss(Metric):
         self.count += count
 
     def compute(self) -> Tensor:
-        """The mean so far."""
+        """Return the mean so far."""
         return self.total / self.count
 
 
-class Scores(nn.Module):
-    """Mean loss, accuracy, and macro precision, recall and F1 of what has been judged since the last reset.
+class SideMetrics(nn.Module):
+    """Mean loss, accuracy, and macro precision, recall and F1 since the last reset.
 
-    Confusions are whole numbers, so it does not matter which batches are counted together; losses are summed
+    Confusions are whole numbers, so it does not matter which batches are counted together. Losses are summed
     batch by batch, so that a resumed run sums them in the same order.
 
     Args:
-        side: 'train', 'val' or 'test'; the figures' names begin with it.
-        classes: how many there are.
+        side: 'train', 'val' or 'test', the prefix of the metrics' names.
+        num_classes: number of classes.
     """
 
-    def __init__(self, side: str, classes: int) -> None:
+    def __init__(self, side: str, num_classes: int) -> None:
         super().__init__()
         self.side, self.loss = side, MeanLoss()
         self.metrics = MetricCollection(
             {
-                "accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False),
-                "precision": MulticlassPrecision(classes, average="macro", validate_args=False),
-                "recall": MulticlassRecall(classes, average="macro", validate_args=False),
-                "f1": MulticlassF1Score(classes, average="macro", validate_args=False),
+                "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+                "precision": MulticlassPrecision(num_classes, average="macro", validate_args=False),
+                "recall": MulticlassRecall(num_classes, average="macro", validate_args=False),
+                "f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
             },
             prefix=f"{side}_",
         )
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Judge logits, float (N, classes), by labels, int64 (N,); N may be 0."""
+        """Add a batch: logits, float (N, num_classes), and labels, int64 (N,); N may be 0."""
         if len(labels):
             self.loss.update(F.cross_entropy(logits, labels, reduction="sum"), len(labels))
             self._waiting.append((logits, labels))
-        if len(self._waiting) >= TOGETHER:
+        if len(self._waiting) >= NUM_BATCHES:
             self.count()
 
     def count(self) -> None:
@@ -82,20 +84,20 @@ class Scores(nn.Module):
             logits, labels = zip(*self._waiting, strict=True)
             self._waiting = []
             self.metrics.update(torch.cat(logits), torch.cat(labels))
-        self.metrics.values(copy_state=False)  # of metrics that share a state
+        self.metrics.values(copy_state=False)  # lets metrics that share a state see it
 
     @property
-    def begun(self) -> bool:
-        """Whether anything has been judged on this rank or, after a resume inside an epoch, before."""
+    def updated(self) -> bool:
+        """Return whether there was a batch on this rank or, before a resume inside an epoch, on any."""
         return self.loss.update_called
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures by name, the loss first; all ranks must ask."""
+        """Return the metrics by name, the loss first; all ranks must call it."""
         self.count()
         return {f"{self.side}_loss": self.loss.compute(), **self.metrics.compute()}
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Start again from nothing."""
         self._waiting = []
         self.loss.reset()
         self.metrics.reset()

@@ -1,4 +1,4 @@
-"""What the command line must know to go on with a run: its settings, what changed, and whether it is over."""
+"""Find out what resuming a run needs: its settings, what has changed, and whether it has finished."""
 
 from __future__ import annotations
 
@@ -8,84 +8,61 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.cli import SaveConfigCallback
 
-from flowers_pl.core.files import replacing
 from flowers_pl.core.names import CONFIG, KEY, LAST, LEFT_OUT, SPLIT
 from flowers_pl.training.checkpoint_callback import MIDDLE
 from flowers_pl.training.checkpoint_files import read_checkpoint
 
 log = logging.getLogger(__name__)
-OF_THE_COMMAND = {"config", "ckpt_path", "run_name"}  # no settings of a run
+COMMAND_ONLY = {"config", "ckpt_path", "run_name"}  # options that are not settings of a run
 
 
-class RunSettings(SaveConfigCallback):
-    """Writes `config.yaml` once training begins, whole or not at all.
-
-    Lightning writes it before it has read the checkpoint, so that a resume which is refused would leave the
-    run with settings that it was not trained with.
-    """
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Not yet."""
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = trainer.log_dir  # asked on all ranks: Lightning broadcasts it
-        if trainer.is_global_zero and folder is not None:
-            with replacing(Path(folder) / self.config_filename) as unfinished:
-                self.parser.save(
-                    self.config, str(unfinished), skip_unset=False, overwrite=True, multifile=False
-                )
-
-
-def log_changes(before: Path, now: str) -> bool:
-    """Name each setting that a resumed run does not have from its own config.yaml; whether there is one.
+def log_changes(file: Path, settings: str) -> bool:
+    """Log each setting of a resumed run that differs from its config.yaml, and return whether one does.
 
     Args:
-        before: the run's config.yaml.
-        now: the settings as they are, in YAML.
+        file: the run's config.yaml.
+        settings: the present settings, in YAML.
     """
-    if not before.is_file():
-        log.warning("%s is missing: settings are the defaults and those of the command line.", before)
+    if not file.is_file():
+        log.warning("%s is missing: settings are the defaults and those of the command line.", file)
         return True
-    old, new = (dict(_flat(yaml.safe_load(text))) for text in (before.read_text(), now))
-    names = sorted(name for name in old.keys() | new.keys() if name.partition(".")[0] not in OF_THE_COMMAND)
+    old, new = (dict(_flat(yaml.safe_load(text))) for text in (file.read_text(), settings))
+    names = sorted(name for name in old.keys() | new.keys() if name.partition(".")[0] not in COMMAND_ONLY)
     changed = [name for name in names if old.get(name) != new.get(name)]
     for name in changed:
         log.info("Changed for this resume: --%s from %s to %s.", name, old.get(name), new.get(name))
     return bool(changed)
 
 
-def _flat(settings: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{above}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield above + name, value
+            yield prefix + name, value
 
 
 def finished(ckpt: Path) -> bool:
-    """Whether the last stage of a checkpoint's run has ended, by the settings that it was trained with."""
+    """Return whether the last stage of a checkpoint's run had ended, by the settings of that time."""
     checkpoint = read_checkpoint(ckpt)
     stage = checkpoint[KEY]["stage"]
     return bool(stage["last"] and stage["ended"]) and MIDDLE not in checkpoint
 
 
 def epochs_after(ckpt: Path) -> int:
-    """How many epochs a run has done since a checkpoint of it was saved: 0 for its last.ckpt."""
+    """Count the epochs that a run has trained since it saved a checkpoint: 0 for its last.ckpt."""
     last = ckpt.parent / LAST
     if ckpt.name == LAST or not last.is_file():
         return 0
-    before, after = (read_checkpoint(one)["epoch"] for one in (ckpt, last))
-    return max(int(after - before), 0)
+    first, second = (read_checkpoint(file)["epoch"] for file in (ckpt, last))
+    return max(int(second - first), 0)
 
 
 def remove_unbegun(run: Path) -> None:
-    """Remove what a run that was refused before its first step has left; Lightning opens TensorBoard's file
-    early."""
+    """Remove the files of a run that ended before its first step: Lightning opens TensorBoard's early."""
     if (run / CONFIG).exists():
         return
     for file in (*run.glob("events.out.tfevents.*"), run / SPLIT, run / LEFT_OUT):
@@ -94,23 +71,22 @@ def remove_unbegun(run: Path) -> None:
         run.rmdir()
 
 
-def how_to_go_on(run: Path) -> str:
-    """The command that takes up a run that was stopped."""
+def how_to_resume(run: Path) -> str:
+    """Return advice on how to resume a run that was stopped."""
     if not (run / LAST).is_file():
-        return "nothing was saved yet; start it again as before"
-    command = f"python -m flowers_pl fit --ckpt_path {run / LAST}"
+        return "nothing was saved yet; start it again with the same command"
     if "TORCHELASTIC_RUN_ID" in os.environ or SLURMEnvironment.detect():
-        return f"go on with --ckpt_path {run / LAST} in the command that started it"
-    return f"go on with: {command}"
+        return f"resume by adding --ckpt_path {run / LAST} to the command that started it"
+    return f"resume with: python -m flowers_pl fit --ckpt_path {run / LAST}"
 
 
 def job_name() -> str | None:
-    """A name for the run of a SLURM job, the same on all its machines and after each requeue."""
+    """Return a run name for a SLURM job, the same on all its machines and after each requeue."""
     return f"slurm-{SLURMEnvironment.job_id()}" if SLURMEnvironment.detect() else None
 
 
 def restarted() -> bool:
-    """Whether SLURM (after a requeue) or torchrun (`--max-restarts`) starts the same command again."""
+    """Return whether SLURM (after a requeue) or torchrun (`--max-restarts`) has restarted this command."""
     return any(
         int(os.environ.get(name, 0)) > 0 for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
     )

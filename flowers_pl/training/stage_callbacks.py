@@ -1,10 +1,10 @@
-"""The two stages: a callback that unfreezes the top layers, and early stopping that knows of stages.
+"""Train in two stages: unfreeze the top layers after the first, and stop each of them early.
 
-The stage stands in the module (`FlowerClassifier.stage`) and so in every checkpoint; what is frozen, and
-which optimizer there is, follow from it and not from an event that a callback saw. So a resumed run goes on
-where it was, which Lightning's own `BaseFinetuning` does not (Lightning-AI/pytorch-lightning#21901). Whether
-a stage is over follows from what it has done and from the settings as they are now: given more epochs or
-patience, a finished run goes on.
+The stage is part of the module (`FlowerClassifier.stage`) and so of every checkpoint. What is frozen, and
+which optimizer there is, follow from it and not from an event that a callback saw, so a resumed run continues
+in its stage, which one with Lightning's `BaseFinetuning` does not (Lightning-AI/pytorch-lightning#21901).
+Whether a stage is over follows from its epochs so far and from the present settings: given more epochs or
+patience, a finished run continues.
 """
 
 from __future__ import annotations
@@ -22,23 +22,29 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.text import plural
 from flowers_pl.network.mobilenet import TopLayers
 from flowers_pl.training.checkpoint_callback import MIDDLE
-from flowers_pl.training.classifier import FlowerClassifier, Stage
+from flowers_pl.training.classifier import FlowerClassifier
+from flowers_pl.training.stage import Stage
 
 log = logging.getLogger(__name__)
 
 
 class UnfreezeTopLayers(L.Callback):
-    """Trains the head alone; then, from the best head on, the top layers of the backbone with it.
+    """Trains the head alone, and then, starting from the best head, the top layers of the backbone with it.
 
-    Stage 2 has an optimizer of its own and, under DDP, a wrapper of its own: DDP reduces only what required a
-    gradient when it was built (Lightning-AI/pytorch-lightning#20340). The Trainer's number of epochs follows
-    from the stages'; a smaller `max_epochs` still ends the run.
+    Stage 2 has an optimizer of its own and, under DDP, a wrapper of its own: DDP reduces only gradients of
+    parameters that required one when it was built (Lightning-AI/pytorch-lightning#20340). The Trainer's
+    number of epochs is the sum of the stages'; a smaller `max_epochs` still ends the run.
 
     Args:
-        layers: how many layers from the top are unfrozen, as Keras counts them (padding and additions are
+        layers: number of layers to unfreeze from the top, as Keras counts them (padding and additions are
             layers too), or 'all'.
-        head_epochs: at most so many epochs of stage 1; 0 begins with stage 2.
-        top_epochs: at most so many epochs of stage 2; 0 ends after stage 1.
+        head_epochs: maximum number of epochs of stage 1; 0 begins with stage 2.
+        top_epochs: maximum number of epochs of stage 2; 0 ends after stage 1.
+
+    >>> stages = UnfreezeTopLayers(layers=30, head_epochs=10, top_epochs=5)
+    >>> trainer = L.Trainer(accelerator="cpu", logger=False, max_epochs=-1, callbacks=[stages])
+    >>> stages.epochs
+    {1: 10, 2: 5}
     """
 
     def __init__(self, layers: TopLayers = 30, head_epochs: int = 10, top_epochs: int = 10) -> None:
@@ -60,21 +66,20 @@ class UnfreezeTopLayers(L.Callback):
         self.best_loss, self.best_head = state_dict["best_loss"], state_dict["best_head"]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Enter the first stage; a checkpoint that is loaded after this brings its own.
+        """Enter the first stage; a checkpoint is loaded after this and replaces it.
 
         Raises:
-            FlowersError: there is no epoch to train, or epochs do not end with a validation, by which stages
-                are counted.
+            FlowersError: there is no epoch to train, or not every epoch ends with its only validation.
         """
         if trainer.state.fn != TrainerFn.FITTING:
             return
         if trainer.max_epochs == 0:
-            raise FlowersError("--trainer.max_epochs must be at least 1, or -1 for all that the stages have.")
+            raise FlowersError("--trainer.max_epochs must be at least 1, or -1 for all epochs of the stages.")
         if not _validates_each_epoch(trainer):
             raise FlowersError(
                 "--trainer.val_check_interval, --trainer.check_val_every_n_epoch and"
-                " --trainer.limit_val_batches: stages count one validation an epoch; leave them as they"
-                " are by default."
+                " --trainer.limit_val_batches: stages need one validation after each epoch; leave these"
+                " options at their defaults."
             )
         total = sum(self.epochs.values())
         if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= total:
@@ -87,7 +92,7 @@ class UnfreezeTopLayers(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """See whether the stage of a resumed run has all its epochs, and whether another one follows."""
+        """Find out whether the stage of a resumed run has had all its epochs, and whether another follows."""
         stage = _classifier(pl_module).stage
         done = checkpoint["epoch"] + (MIDDLE not in checkpoint) - stage.first_epoch
         stage.ended |= done >= self.epochs[stage.number]
@@ -95,7 +100,7 @@ class UnfreezeTopLayers(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         stage = _classifier(pl_module).stage
-        for group in trainer.optimizers[0].param_groups:  # a resumed optimizer brings the rate that it had
+        for group in trainer.optimizers[0].param_groups:  # a resumed optimizer has that of the checkpoint
             group["lr"] = _classifier(pl_module).learning_rate
         if stage.ended and stage.last:
             log.info(
@@ -135,25 +140,28 @@ class UnfreezeTopLayers(L.Callback):
 
     def _announce(self, module: FlowerClassifier) -> None:
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        what = {0: "the head alone", "all": "the head and the whole backbone"}.get(
+        parts = {0: "the head alone", "all": "the head and the whole backbone"}.get(
             module.stage.layers, f"the head and the top {module.stage.layers} layers"
         )
         log.info(
             "Stage %d trains %s: %s parameters in %d tensors, Adam at %g, at most %s.",
-            module.stage.number, what, f"{sum(map(torch.numel, trained)):,}", len(trained),
+            module.stage.number, parts, f"{sum(map(torch.numel, trained)):,}", len(trained),
             module.learning_rate, plural(self.epochs[module.stage.number], "epoch"),
         )  # fmt: skip
 
 
 class StageEarlyStopping(L.Callback):
-    """Ends a stage when the validation loss has not fallen for some epochs: the run, if no other stage
-    follows.
+    """Ends a stage, and the run if no other stage follows, when the validation loss has stopped falling.
 
-    Each stage starts anew: Lightning's `EarlyStopping` would carry best and patience of stage 1 into stage 2
-    (Lightning-AI/pytorch-lightning#16881).
+    Each stage has its own lowest loss and patience; Lightning's `EarlyStopping` would carry those of stage 1
+    into stage 2 (Lightning-AI/pytorch-lightning#16881).
 
     Args:
-        patience: so many epochs without a new lowest loss.
+        patience: number of epochs without a new lowest loss after which the stage ends.
+
+    >>> stopping = StageEarlyStopping(patience=4)
+    >>> stopping.state_dict()
+    {'stage': 0, 'best_loss': inf, 'waited': 0}
     """
 
     def __init__(self, patience: int = 4) -> None:
@@ -173,10 +181,10 @@ class StageEarlyStopping(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """See whether the stage of a resumed run has waited long enough."""
-        stage, mine = _classifier(pl_module).stage, checkpoint["callbacks"].get(self.state_key)
-        if mine is not None and mine["stage"] == stage.number:
-            stage.ended |= mine["waited"] >= self.patience
+        """Find out whether the stage of a resumed run has used up its patience."""
+        stage, saved = _classifier(pl_module).stage, checkpoint["callbacks"].get(self.state_key)
+        if saved is not None and saved["stage"] == stage.number:
+            stage.ended |= saved["waited"] >= self.patience
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
@@ -196,14 +204,14 @@ class StageEarlyStopping(L.Callback):
 
 
 def _validates_each_epoch(trainer: L.Trainer) -> bool:
-    """Whether validation is at the end of each epoch and nowhere else."""
-    interval = getattr(trainer, "val_check_interval", None)  # Lightning (2.6) sets none where it is a time
-    whole = isinstance(interval, float) and interval == 1
-    return whole and trainer.check_val_every_n_epoch == 1 and trainer.limit_val_batches != 0
+    """Return whether there is a validation at the end of each epoch and nowhere else."""
+    interval = getattr(trainer, "val_check_interval", None)  # Lightning (2.6) does not set it to a duration
+    epoch = isinstance(interval, float) and interval == 1
+    return epoch and trainer.check_val_every_n_epoch == 1 and trainer.limit_val_batches != 0
 
 
 def end_stage(trainer: L.Trainer, module: FlowerClassifier) -> None:
-    """Let no further epoch of this stage begin."""
+    """Keep another epoch of this stage from beginning."""
     module.stage.ended = True
     if module.stage.last:
         trainer.should_stop = True

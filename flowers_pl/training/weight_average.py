@@ -1,4 +1,4 @@
-"""What stage 2 validates and keeps: a running average of the weights that it trains."""
+"""Average the weights that stage 2 trains, for validation and checkpoints."""
 
 from __future__ import annotations
 
@@ -13,26 +13,30 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.names import KEY
 from flowers_pl.training.classifier import FlowerClassifier
 
-AVERAGE = f"{KEY}_average"  # what a checkpoint holds beside the averaged weights: those that are trained
+AVERAGE = f"{KEY}_average"  # the checkpoint's key for the trained weights, beside the averaged ones
 
 
 class WeightAverage(L.Callback):
-    """Lets validation, checkpoints and all that follows see an average over the last steps of stage 2.
+    """Validates and saves an exponential moving average of the weights in stage 2.
 
-    Adam moves each weight by about its learning rate in every step, so weights wander around the place that
-    they tend to, and the validation loss of any one step is partly chance. The average (Polyak and Juditsky
-    1992) takes that out. Training itself is the same with it and without: the optimizer does not know it.
+    Adam moves each weight by about its learning rate in every step, so weights fluctuate around their target,
+    and the validation loss of a single step is partly chance. Averaging (Polyak and Juditsky 1992) removes
+    that. Training itself is the same with and without it: the optimizer never sees the average.
 
-    The average keeps `decay` of itself at each step, at first less: (1 + steps) / (10 + steps), as
-    tf.train.ExponentialMovingAverage does, so that the weights of the stage's start are soon forgotten.
+    The average keeps `decay` of itself at each step, and less at first: (1 + steps) / (10 + steps), as in
+    tf.train.ExponentialMovingAverage, so that the stage's initial weights soon have no influence.
 
-    Lightning's own `WeightAveraging` (2.6) averages the whole module, from the first epoch on, frozen layers
-    and all. A callback of the user's that looks at weights in `on_validation_end` must come before this one,
-    which brings back there what is trained.
+    Lightning's `WeightAveraging` (2.6) averages the whole module, frozen layers included, from the first
+    epoch on. A callback of your own that reads weights in `on_validation_end` must come before this one,
+    which restores the trained weights there.
 
     Args:
-        decay: share of the average that one step keeps; 0 for no average: what is validated and kept is then
-            what the last step left.
+        decay: share of the average that one step keeps; 0 to validate and save the trained weights.
+
+    >>> average = WeightAverage(decay=0.99)
+    >>> trainer = L.Trainer(accelerator="cpu", logger=False, callbacks=[average])
+    >>> average.steps  # that were averaged so far
+    0
     """
 
     def __init__(self, decay: float = 0.99) -> None:
@@ -40,7 +44,7 @@ class WeightAverage(L.Callback):
             raise FlowersError(f"--average.decay must be at least 0 and less than 1, not {decay}.")
         self.decay = decay
         self.steps = 0
-        self._aside: dict[str, Tensor] = {}  # the average; while it is validated, the trained weights
+        self._aside: dict[str, Tensor] = {}  # the average, or the trained weights during validation
         self._swapped = False
         self._step = 0
         self._resumed: dict[str, Any] | None = None
@@ -51,7 +55,7 @@ class WeightAverage(L.Callback):
         self._resumed = checkpoint.get(AVERAGE)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Of a resumed run the module has the average now; give it the weights that are trained."""
+        """Put the trained weights back into the module, which has the average in a resumed run."""
         resumed, self._resumed = self._resumed or {"steps": 0, "trained": {}}, None
         self._step, self.steps, self._swapped = trainer.global_step, resumed["steps"], True
         self._aside = {name: weight.to(pl_module.device) for name, weight in resumed["trained"].items()}
@@ -70,10 +74,9 @@ class WeightAverage(L.Callback):
         if not self._aside:
             self._aside = {name: weight.detach().clone() for name, weight in weights.items()}
             return
-        kept = min(self.decay, self.steps / (9 + self.steps))
-        torch._foreach_lerp_(
-            list(self._aside.values()), [weight.detach() for weight in weights.values()], 1 - kept
-        )
+        decay = min(self.decay, self.steps / (9 + self.steps))
+        trained = [weight.detach() for weight in weights.values()]
+        torch._foreach_lerp_(list(self._aside.values()), trained, 1 - decay)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and self._aside:
@@ -86,15 +89,15 @@ class WeightAverage(L.Callback):
     def _swap(self, weights: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for name, aside in self._aside.items():
-                before = weights[name].clone()
+                weight = weights[name].clone()
                 weights[name].copy_(aside)
-                aside.copy_(before)
+                aside.copy_(weight)
         self._swapped = not self._swapped
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let the checkpoint's model be the average, and hold the trained weights beside it."""
+        """Save the average as the model's weights, and the trained weights under a key of their own."""
         if not self._aside:
             return
         weights = {name: weight.detach() for name, weight in _trained(pl_module).items()}

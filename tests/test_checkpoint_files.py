@@ -1,4 +1,4 @@
-"""checkpointing.py and weights.py: files that are whole, and files that are refused."""
+"""Checkpoints and weights: files that are whole, and files that are refused."""
 
 from __future__ import annotations
 

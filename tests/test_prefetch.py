@@ -1,4 +1,4 @@
-"""Batches that are prepared ahead are those that would be made one after the other."""
+"""prefetch.py and feature_cache.py: prefetched batches are those that would be made one after the other."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ import numpy as np
 import pytest
 import torch
 
-from flowers_pl.data.batches import Batch, BatchSampler
+from flowers_pl.data.batches import Batch
 from flowers_pl.data.datamodule import FlowersDataModule
-from flowers_pl.data.feature_cache import KeptFeatures
-from flowers_pl.data.prefetch import AHEAD, PrefetchLoader, ThreadPlan
+from flowers_pl.data.feature_cache import FeatureCache
+from flowers_pl.data.prefetch import PREFETCHED, PrefetchLoader, ThreadPlan
+from flowers_pl.data.sampling import BatchSampler
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.mobilenet import FlowerNet
 
 
-def loader(data: FlowersDataModule, share: ThreadPlan, prepare: object = None) -> PrefetchLoader:
+def loader(data: FlowersDataModule, plan: ThreadPlan, prepare: object = None) -> PrefetchLoader:
     sampler = BatchSampler(len(data.train_photos), 8, seed=3)
-    return PrefetchLoader(sampler, data.train_photos, prepare or (lambda batch: batch), lambda: share)  # type: ignore[arg-type]
+    return PrefetchLoader(sampler, data.train_photos, prepare or (lambda batch: batch), lambda: plan)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("share", [ThreadPlan(1, 1, 8), ThreadPlan(3, 1, 3), ThreadPlan(2, 1, 100)])
+@pytest.mark.parametrize("plan", [ThreadPlan(1, 1, 8), ThreadPlan(3, 1, 3), ThreadPlan(2, 1, 100)])
 def test_what_a_batch_holds_does_not_depend_on_who_makes_it(
-    data: FlowersDataModule, share: ThreadPlan
+    data: FlowersDataModule, plan: ThreadPlan
 ) -> None:
-    expected, found = list(loader(data, ThreadPlan(0, 1, 8))), list(loader(data, share))
-    assert len(found) == len(expected) == len(loader(data, share)) > 2
+    expected, found = list(loader(data, ThreadPlan(0, 1, 8))), list(loader(data, plan))
+    assert len(found) == len(expected) == len(loader(data, plan)) > 2
     for one, other in zip(found, expected, strict=True):
         for name in ("photos", "labels", "rows", "draws", "keys"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
@@ -46,7 +47,7 @@ def test_only_a_few_batches_are_under_way(data: FlowersDataModule) -> None:
     batches = iter(loader(data, ThreadPlan(2, 1, 8), note))
     next(batches)
     time.sleep(0.1)
-    assert len(made) <= AHEAD + 1
+    assert len(made) <= PREFETCHED + 1
     batches.close()  # type: ignore[attr-defined]
 
 
@@ -65,7 +66,7 @@ def test_threads_compute_alone_and_leave_all_as_it_was(data: FlowersDataModule) 
     assert set(counts) == {1}
     assert torch.get_num_threads() == 2
     assert sys.getswitchinterval() == turn
-    assert not [one for one in threading.enumerate() if one.name.startswith("ahead")]
+    assert not [one for one in threading.enumerate() if one.name.startswith("prefetch")]
 
 
 def test_what_goes_wrong_on_a_thread_is_raised(data: FlowersDataModule) -> None:
@@ -74,34 +75,36 @@ def test_what_goes_wrong_on_a_thread_is_raised(data: FlowersDataModule) -> None:
 
     with pytest.raises(ValueError, match="no such photo"):
         list(loader(data, ThreadPlan(2, 1, 8), fail))
-    assert not [one for one in threading.enumerate() if one.name.startswith("ahead")]
+    assert not [one for one in threading.enumerate() if one.name.startswith("prefetch")]
 
 
-def test_features_are_kept_until_the_frozen_part_is_another(data: FlowersDataModule, tmp_path: Path) -> None:
+def test_features_are_cached_until_the_frozen_part_is_another(
+    data: FlowersDataModule, tmp_path: Path
+) -> None:
     net = FlowerNet(5)
     parts = {layers: FrozenPart(net, torch.bfloat16, 32, whole=not layers) for layers in (0, 30)}
     net.train_top_layers(30)
     parts[30] = FrozenPart(net, torch.bfloat16, 32)
     for layers, shape in ((0, (1280,)), (30, (160, 1, 1))):
-        kept = KeptFeatures(data.val_photos, lambda part=parts[layers]: part, tmp_path)  # type: ignore[misc]
-        (key,) = BatchSampler(len(kept), 100)
-        kept.begin()
-        batch = kept[key]
+        cached = FeatureCache(data.val_photos, lambda part=parts[layers]: part, tmp_path)  # type: ignore[misc]
+        (key,) = BatchSampler(len(cached), 100)
+        cached.begin()
+        batch = cached[key]
         assert batch.features is None
-        assert len(batch.photos) == len(kept)
+        assert len(batch.photos) == len(cached)
         features = parts[layers](batch.photos)
-        for rows in torch.arange(len(kept)).split(3):
-            assert not kept.complete()
-            kept.put(rows, features[rows])
-        assert kept.complete()
-        again = kept[key]
+        for rows in torch.arange(len(cached)).split(3):
+            assert not cached.complete()
+            cached.put(rows, features[rows])
+        assert cached.complete()
+        again = cached[key]
         assert again.features is not None
-        assert again.features.shape == (len(kept), *shape)
+        assert again.features.shape == (len(cached), *shape)
         assert torch.equal(again.features, features)
         assert len(again.photos) == 0
         assert torch.equal(again.labels, batch.labels)
-        kept.frozen = lambda: None
-        assert not kept.complete()
-        assert len(kept[key].photos) == len(kept)
+        cached.frozen = lambda: None
+        assert not cached.complete()
+        assert len(cached[key].photos) == len(cached)
     assert not list(tmp_path.iterdir())  # the file has no name
     assert np.isfinite(features.float().numpy()).all()

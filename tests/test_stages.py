@@ -1,4 +1,4 @@
-"""finetune.py and classifier.py: what trains when, what never changes, and when a stage ends."""
+"""The two stages: what trains when, what never changes, and when a stage ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.fast_trained import TrainedPart
 from flowers_pl.network.mobilenet import FlowerNet
-from flowers_pl.training.classifier import FlowerClassifier, Stage
+from flowers_pl.training.classifier import FlowerClassifier
+from flowers_pl.training.stage import Stage
 from flowers_pl.training.stage_callbacks import StageEarlyStopping, UnfreezeTopLayers
 
 
@@ -100,7 +101,7 @@ class Scripted(FlowerClassifier):
         self.heads: list[Tensor] = []
 
     def on_validation_epoch_end(self) -> None:
-        loss = self.scores_of("val").loss
+        loss = self.metrics_of("val").loss
         loss.total, loss.count = torch.tensor(self.script[self.current_epoch]), torch.tensor(1)
         self.heads.append(self.network.head.weight.detach().clone())
         super().on_validation_epoch_end()
@@ -288,7 +289,7 @@ def test_weights_and_smoothing_change_what_is_trained_on_and_not_what_is_reporte
     torch.testing.assert_close(found, gradient_of(model, batch, exact))
     plain = F.cross_entropy(model(batch.photos), batch.labels)
     torch.testing.assert_close(
-        model.scores_of("train").loss.compute().double(), plain.detach(), rtol=1e-5, atol=0
+        model.metrics_of("train").loss.compute().double(), plain.detach(), rtol=1e-5, atol=0
     )
 
     model.label_smoothing = 0.2

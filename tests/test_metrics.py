@@ -1,4 +1,4 @@
-"""Figures are those of all photos at once, however they are parted; scikit-learn is the oracle."""
+"""Metrics are those of all photos at once, in whatever batches they come; scikit-learn is the oracle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support
 
-from flowers_pl.training.metrics import MeanLoss, Scores
+from flowers_pl.training.metrics import MeanLoss, SideMetrics
 
 
 def test_the_mean_loss_counts_photos_not_batches() -> None:
@@ -18,15 +18,15 @@ def test_the_mean_loss_counts_photos_not_batches() -> None:
 
 @pytest.mark.parametrize("together", [1, 2, 64])
 def test_figures_do_not_depend_on_the_batches(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowers_pl.training.metrics.TOGETHER", together)
+    monkeypatch.setattr("flowers_pl.training.metrics.NUM_BATCHES", together)
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(50) % 4
     logits = torch.randn(50, 5, generator=generator) + torch.eye(5)[labels]  # the fifth class has no photo
-    scores = Scores("val", 5)
-    assert not scores.begun
+    metrics = SideMetrics("val", 5)
+    assert not metrics.updated
     for part in (slice(0, 7), slice(7, 7), slice(7, 48), slice(48, 50)):
-        scores.update(logits[part], labels[part])
-    assert scores.begun
+        metrics.update(logits[part], labels[part])
+    assert metrics.updated
     guessed = logits.argmax(1)
     precision, recall, f1, _ = precision_recall_fscore_support(labels, guessed, average="macro")
     expected = {
@@ -36,11 +36,11 @@ def test_figures_do_not_depend_on_the_batches(together: int, monkeypatch: pytest
         "val_recall": recall,
         "val_f1": f1,
     }
-    found = scores.compute()
+    found = metrics.compute()
     assert next(iter(found)) == "val_loss"
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-5)
-    scores.update(logits, labels)
-    scores.reset()
-    assert not scores.begun
-    scores.update(logits[:1], labels[:1])  # nothing is left of before
-    assert scores.compute()["val_accuracy"] == float(guessed[0] == labels[0])
+    metrics.update(logits, labels)
+    metrics.reset()
+    assert not metrics.updated
+    metrics.update(logits[:1], labels[:1])  # nothing is left of before
+    assert metrics.compute()["val_accuracy"] == float(guessed[0] == labels[0])

@@ -1,4 +1,4 @@
-"""board.py: what TensorBoard shows is what was predicted, and training does not mind."""
+"""runs/tensorboard.py: what TensorBoard shows is what was predicted, and training is not affected."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
@@ -17,7 +18,8 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout  # type: ignore[
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.datamodule import FlowersDataModule
-from flowers_pl.runs import tensorboard as board_module
+from flowers_pl.evaluation.figures import new_figure
+from flowers_pl.runs import tensorboard
 from flowers_pl.runs.tensorboard import LogGradCam, LogPredictions
 from flowers_pl.training.classifier import FlowerClassifier
 
@@ -56,9 +58,9 @@ def test_training_does_not_mind_being_watched(drawings: Path, tmp_path: Path) ->
     modes = [[module.training for module in one.modules()] for one in (plain, watched)]
     assert modes[0] == modes[1]
     assert empty.Tags()["images"] == []
-    scalars = [one.step for one in events.Scalars("val_loss")]
-    for name in ("val/grad_cam", "val/confusion_matrix"):
-        assert len(steps(events, name)) == len(scalars) == 2, name
+    assert len(events.Scalars("val_loss")) == 2
+    assert steps(events, "val/grad_cam") == [3, 6]
+    assert steps(events, "val/confusion_matrix") == [3]
 
 
 def test_heat_maps_wait_for_some_epochs(drawings: Path, tmp_path: Path) -> None:
@@ -79,30 +81,39 @@ def test_training_and_validation_stand_on_one_chart(drawings: Path, tmp_path: Pa
     assert shown <= set(events.Tags()["scalars"])
 
 
-class Sheets:
-    """Stands in for the drawing: keeps what should be drawn."""
+def test_a_matrix_is_drawn_as_training_goes(
+    drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Drawn(monkeypatch)
+    options = {"max_epochs": 6, "limit_train_batches": 1}
+    _, events, _ = fitted(drawings, tmp_path, [LogPredictions()], **options)
+    assert steps(events, "val/confusion_matrix") == [1, 5]  # after the first epoch, and the fifth
+
+
+class Drawn:
+    """Stands in for the drawing, and keeps what should be drawn."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.matrices: list[np.ndarray] = []
-        self.captions: list[list[tuple[str, ...]]] = []
-        self.photos: list[list[np.ndarray]] = []
-        monkeypatch.setattr(board_module, "matrix_sheet", self._matrix)
-        monkeypatch.setattr(board_module, "photo_sheet", self._photos)
+        self.titles: list[str] = []
+        self.mistakes: list[tuple[Any, ...]] = []
+        monkeypatch.setattr(tensorboard, "confusion_matrix", self._matrix)
+        monkeypatch.setattr(tensorboard, "misclassified", self._misclassified)
 
-    def _matrix(self, matrix: np.ndarray, *_: Any) -> np.ndarray:
+    def _matrix(self, matrix: np.ndarray, _: list[str], title: str) -> Figure:
         self.matrices.append(matrix)
-        return np.zeros((1, 1, 3), np.uint8)
+        self.titles.append(title)
+        return new_figure(1, 1)
 
-    def _photos(self, pictures: list[Any], *_: Any) -> np.ndarray:
-        self.captions.append([tuple(one.lines) for one in pictures])
-        self.photos.append([one.pixels for one in pictures])
-        return np.zeros((1, 1, 3), np.uint8)
+    def _misclassified(self, *given: Any, total: int) -> Figure:
+        self.mistakes.append((*given, total))
+        return new_figure(1, 1)
 
 
-def test_the_sheets_are_what_the_model_predicts(
+def test_the_figures_show_what_the_model_predicts(
     drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sheets = Sheets(monkeypatch)
+    drawn = Drawn(monkeypatch)
     model, _, trainer = fitted(drawings, tmp_path, [LogPredictions(photos=3)], max_epochs=1)
     trainer.validate(model, datamodule=trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
     data: FlowersDataModule = trainer.datamodule  # type: ignore[attr-defined]
@@ -113,21 +124,23 @@ def test_the_sheets_are_what_the_model_predicts(
     for truth, predicted in zip(labels, shares.argmax(1), strict=True):
         expected[truth, predicted] += 1
     assert 0 < expected.trace() < len(labels), "a test of mistakes needs some"
-    assert len(sheets.matrices) == 2
-    assert all(np.array_equal(matrix, expected) for matrix in sheets.matrices)
-    assert len(sheets.captions) == 1
-    wrong = sorted(
-        (row for row in range(len(labels)) if shares[row].argmax() != labels[row]),
-        key=lambda row: -shares[row].max(),
-    )[:3]
-    named = [(f"truth: {model.classes[labels[row]]}", model.classes[shares[row].argmax()]) for row in wrong]
-    assert [(truth, said.split(",")[0]) for truth, said in sheets.captions[0]] == named
-    for pixels, row in zip(sheets.photos[0], wrong, strict=True):
-        assert np.array_equal(pixels, photos[row].permute(1, 2, 0).numpy())
+    assert drawn.titles == ["Epoch 1", "Best epoch"]
+    assert all(np.array_equal(matrix, expected) for matrix in drawn.matrices)
+    wrong = [row for row in range(len(labels)) if shares[row].argmax() != labels[row]]
+    first = sorted(wrong, key=lambda row: -shares[row].max())[:3]
+    ((pixels, truths, predictions, probabilities, total),) = drawn.mistakes
+    assert truths == [model.classes[labels[row]] for row in first]
+    assert predictions == [model.classes[shares[row].argmax()] for row in first]
+    assert probabilities == pytest.approx([shares[row].max() for row in first], abs=1e-5)
+    assert total == len(wrong)
+    for shown, row in zip(pixels, first, strict=True):
+        assert np.array_equal(shown, photos[row].permute(1, 2, 0).numpy())
 
 
-def test_only_what_was_judged_counts(drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sheets = Sheets(monkeypatch)
+def test_only_what_was_predicted_counts(
+    drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = Drawn(monkeypatch)
     fitted(drawings, tmp_path, [LogPredictions()], batch=2, max_epochs=1, limit_val_batches=2)
-    (matrix,) = sheets.matrices
+    (matrix,) = drawn.matrices
     assert matrix.sum(1).tolist() == [2, 2, 2, 2, 0]  # two batches of four, of ten in the order of classes

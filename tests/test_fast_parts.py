@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowers_pl.network.fast_frozen import ONEDNN, FrozenPart
+from flowers_pl.network.fast_frozen import TOLERANCE, FrozenPart
 from flowers_pl.network.fast_layers import Cut, conv_norms, find_cut
 from flowers_pl.network.fast_trained import TrainedPart
 from flowers_pl.network.mobilenet import FlowerNet, TopLayers
@@ -95,7 +95,7 @@ def test_a_photo_s_features_do_not_depend_on_its_company() -> None:
 def test_where_the_fused_operator_is_wrong_or_missing_the_plain_one_is_taken(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(ONEDNN, torch.float32, -1.0)  # nothing is that close
+    monkeypatch.setitem(TOLERANCE, torch.float32, -1.0)  # nothing is that close
     net = network(30).eval()
     photos = batch()[0]
     with caplog.at_level("INFO"):

@@ -1,4 +1,4 @@
-"""unlike.py: the score, its limit, and its way into a checkpoint and out again."""
+"""The novelty score, its limit, and its way into a checkpoint and out again."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from flowers_pl.core.names import KEY
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.decoding import load_photo
 from flowers_pl.evaluation.predictions import Row, prediction_table
-from flowers_pl.network.novelty import AXES, Unlike, even_places
+from flowers_pl.network.novelty import NUM_AXES, Novelty
 from flowers_pl.network.weights import load_weights
 from flowers_pl.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
+from flowers_pl.training.novelty_callback import fit_novelty
 
 
 def features(photos: int, seed: int, plane: int = 8, noise: float = 0.1) -> torch.Tensor:
@@ -36,8 +37,8 @@ def features(photos: int, seed: int, plane: int = 8, noise: float = 0.1) -> torc
 
 def test_the_score_is_the_residual_of_scikit_learns_pca() -> None:
     training, held_out, others = features(300, 1), features(200, 2), features(50, 3, noise=2.0)
-    found = Unlike.fit(training, held_out)
-    pca = PCA(AXES).fit(F.normalize(training.double()).numpy())
+    found = Novelty.fit(training, held_out)
+    pca = PCA(NUM_AXES).fit(F.normalize(training.double()).numpy())
 
     def residual(some: torch.Tensor) -> np.ndarray:
         units = F.normalize(some.double()).numpy()
@@ -53,17 +54,8 @@ def test_the_score_is_the_residual_of_scikit_learns_pca() -> None:
 
 @pytest.mark.parametrize("photos", [1, 2, 5])
 def test_a_handful_of_photos_will_do(photos: int) -> None:
-    found = Unlike.fit(features(photos, 1), features(1, 2))
+    found = Novelty.fit(features(photos, 1), features(1, 2))
     assert found(features(7, 3)).isfinite().all()
-
-
-def test_places_are_even_over_classes() -> None:
-    labels = np.repeat([0, 1, 2], [4, 100, 300])
-    places = even_places(labels, 60)
-    assert np.bincount(labels[places]).tolist() == [4, 20, 20]
-    assert len(set(places.tolist())) == 44
-    assert {0, 3, 4, 103, 104, 403} <= set(places.tolist())  # from the first to the last
-    assert np.array_equal(even_places(labels, 10_000), np.arange(404))
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +83,12 @@ def test_the_best_checkpoint_carries_the_score_of_its_own_weights(home: Path, dr
     model = FlowerClassifier.load(ckpt)
     data = FlowersDataModule(root=str(drawings), image_size=32, workers=0)
     data.setup("fit")
-    kept = model.unlike
+    kept = model.novelty
     assert kept is not None
-    again = model.fit_unlike(data)
+    again = fit_novelty(model, data)
     assert kept.limit == pytest.approx(again.limit, rel=1e-3)
     assert torch.allclose(kept.mean, again.mean, atol=1e-4)
-    flagged = [model.unlikeness(drawings / photo.path) > 1 for photo in data.judged]  # type: ignore[operator]
+    flagged = [model.unlikeness(drawings / photo.path) > 1 for photo in data.reported_photos]  # type: ignore[operator]
     assert sum(flagged) <= 1  # of ten
     assert read_checkpoint(home / "checkpoints" / "first" / "last.ckpt")[KEY]["unlike"] is None
 
@@ -185,7 +177,7 @@ def test_real_flowers_are_told_from_what_is_none(real_photos: Path, real_weights
     training, limit, unseen = (
         pooled([load_photo(file, 160) for file in files[start::17]]) for start in (0, 5, 11)
     )
-    unlike = Unlike.fit(training, limit)
+    unlike = Novelty.fit(training, limit)
     flowers = unlike(unseen)
     assert float((flowers > 1).float().mean()) < 0.12  # 0.05 but for chance, at 203 photos
     for kind in ("noise", "stripes", "text"):

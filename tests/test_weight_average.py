@@ -1,4 +1,4 @@
-"""average.py: what is validated and kept is the average, what is trained does not know it."""
+"""The weight average: what is validated and kept is the average, what is trained does not know it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,12 @@
+"""The subcommands, and what each of them does."""
+
+RUN_NAME = "FLOWERS_PL_RUN_NAME"  # hands the run's name on to the processes that Lightning starts
+SUMMARIES = {
+    "fit": "Train in two stages, evaluate the best checkpoint, and write the final model.",
+    "validate": "Evaluate a checkpoint on the validation side: loss, accuracy, F1.",
+    "test": "Report on a checkpoint: metrics, figures, a table of all photos, misclassified ones.",
+    "predict": "Write a table of photos with the probability of each class.",
+    "audit": "Find what is wrong with a folder of photos: files, duplicates, labels, odd pictures.",
+    "explain": "Show where the model looks: heat maps in the run's folder gradcam.",
+    "export": "Write the final model for use elsewhere, checked against its checkpoint, and a model card.",
+}

@@ -1,0 +1,121 @@
+"""What `validate`, `test` and `predict` share: a checkpoint whose settings are defaults, data, a Trainer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.utilities import rank_zero_only
+
+from flowers_pl.cli.checkpoints import check_not_in_config, checkpoint_to_use
+from flowers_pl.cli.options import Options
+from flowers_pl.cli.trainer import choose_precision, make_trainer, seed
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import check_writable
+from flowers_pl.core.names import KEY
+from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.runs.folder import settings_of
+from flowers_pl.training.checkpoint_files import read_checkpoint
+from flowers_pl.training.classifier import FlowerClassifier
+
+log = logging.getLogger(__name__)
+CHECKPOINT = "Checkpoint; the newest best.ckpt below checkpoints/ where none is given."
+
+
+@dataclass
+class Evaluation:
+    """What a subcommand that evaluates works with.
+
+    Args:
+        settings: of the command line.
+        folder: where results go.
+        checkpoint: what is evaluated; None where an exported model is.
+        data: the photos.
+        trainer: runs the loops.
+    """
+
+    settings: Namespace
+    folder: Path
+    checkpoint: Path | None
+    data: FlowersDataModule
+    trainer: L.Trainer
+
+    def load(self) -> FlowerClassifier:
+        """Load the model from its checkpoint."""
+        assert self.checkpoint is not None
+        log.info("Checkpoint: %s", self.checkpoint)
+        return FlowerClassifier.load(self.checkpoint)
+
+    def metrics(self, loop: Callable[..., Any], model: FlowerClassifier) -> dict[str, float]:
+        """Run `trainer.validate` or `trainer.test` and return what it logged."""
+        loop(model, datamodule=self.data, verbose=False)
+        return metrics_of(self.trainer)
+
+
+def metrics_of(trainer: L.Trainer) -> dict[str, float]:
+    """Return the metrics that a loop has logged."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def lines(metrics: dict[str, float]) -> str:
+    """Format metrics for the screen, one a line."""
+    return "\n".join(f"  {name.partition('_')[2]:<10} {value:.4f}" for name, value in metrics.items())
+
+
+def prepare(
+    command: str,
+    summary: str,
+    args: list[str],
+    add: Callable[[Options], None] = lambda options: None,
+    exported: Path | None = None,
+    output: Callable[[Namespace, Path], Path | None] = lambda settings, folder: folder,
+) -> Evaluation:
+    """Parse a command line and make what it asks for.
+
+    Args:
+        command: the subcommand.
+        summary: what it does.
+        args: the command line, without the subcommand.
+        add: adds the subcommand's own options.
+        exported: the exported model that takes the place of a checkpoint.
+        output: the folder that is to be written to, from the settings and the folder of the model; None where
+            nothing is written, or `add` has checked it.
+
+    Raises:
+        FlowersError: there is a mistake in the command line, or no checkpoint.
+    """
+    checkpoint = None if exported else checkpoint_to_use(args)
+    ours = read_checkpoint(checkpoint)[KEY] if checkpoint else {}
+    trained_on = settings_of(checkpoint, ours) if checkpoint else {}
+    options = Options(command, summary)
+    options.add_config()
+    options.add("seed_everything", int, 0, "Seed of what is drawn.")
+    add(options)
+    options.add_class("data", FlowersDataModule)
+    options.parser.link_arguments("seed_everything", "data.seed")
+    options.parser.set_defaults({f"data.{name}": value for name, value in trained_on.items()})
+    options.add("ckpt_path", str | None, None, CHECKPOINT)
+    options.add_trainer({"trainer.devices": 1})
+    settings = options.parse(args)
+    check_not_in_config(settings, ckpt_path=checkpoint, exported=exported)
+    seed(settings)
+    choose_precision(settings, ours.get("precision"))
+    size = trained_on.get("image_size")
+    if size and settings.data.image_size != size:
+        raise FlowersError(
+            f"--data.image_size: the model of {checkpoint} takes {size} pixels a side, not"
+            f" {settings.data.image_size}; leave it out."
+        )
+    model = exported or checkpoint
+    assert model is not None
+    folder = output(settings, model.parent)
+    if folder is not None and not getattr(rank_zero_only, "rank", 0):  # only the first rank writes
+        check_writable(folder, "--out" if folder != model.parent else "")
+    made = options.parser.instantiate(settings)
+    trainer = make_trainer(made.trainer, args, logger=False, enable_checkpointing=False)
+    return Evaluation(settings, model.parent, checkpoint, made.data, trainer)

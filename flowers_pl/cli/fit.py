@@ -1,0 +1,271 @@
+"""`fit`: train in two stages, evaluate the best checkpoint, write the final model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from flowers_pl.cli.checkpoints import check_not_in_config, checkpoint_to_resume
+from flowers_pl.cli.commands import RUN_NAME, SUMMARIES
+from flowers_pl.cli.evaluating import lines, metrics_of
+from flowers_pl.cli.options import Options
+from flowers_pl.cli.trainer import choose_precision, make_trainer, seed
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import check_writable
+from flowers_pl.core.names import BEST, CARD, CONFIG, CURVES, LAST, METRICS, RUNS
+from flowers_pl.core.signals import Stopped, StopSignals, end_with_launcher, lost_contact
+from flowers_pl.core.text import plural
+from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.network.weights import check_weights
+from flowers_pl.runs.final_model import NUM_CHECKED, write_final
+from flowers_pl.runs.folder import unused_run_name
+from flowers_pl.runs.progress import EpochLines
+from flowers_pl.runs.results import draw_curves, validation_images
+from flowers_pl.runs.settings import RunSettings
+from flowers_pl.runs.tables import DataFiles, EpochTable, Throughput
+from flowers_pl.runs.tensorboard import LogGradCam, LogPredictions
+from flowers_pl.training.checkpoint_callback import RunCheckpoints
+from flowers_pl.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint
+from flowers_pl.training.classifier import FlowerClassifier
+from flowers_pl.training.novelty_callback import FitNovelty
+from flowers_pl.training.resume import (
+    epochs_after,
+    finished,
+    how_to_resume,
+    job_name,
+    log_changes,
+    remove_unbegun,
+    restarted,
+)
+from flowers_pl.training.stage_callbacks import StageEarlyStopping, UnfreezeTopLayers
+from flowers_pl.training.weight_average import WeightAverage
+
+log = logging.getLogger(__name__)
+FINAL = {"torch": "final.pt2", "onnx": "final.onnx"}
+CALLBACKS = {
+    "unfreeze": UnfreezeTopLayers,
+    "early_stopping": StageEarlyStopping,
+    "gradcam": LogGradCam,
+    "average": WeightAverage,  # after what looks at the weights
+}
+
+
+@dataclass
+class Run:
+    """A training run.
+
+    Args:
+        folder: where all that it leaves goes.
+        checkpoint: what it resumes from, if anything.
+        changed: whether its settings differ from those that the checkpoint was trained with.
+        settings: of the command line.
+        model: what is trained.
+        data: the photos.
+        trainer: runs the loops.
+    """
+
+    folder: Path
+    checkpoint: Path | None
+    changed: bool
+    settings: Namespace
+    model: FlowerClassifier
+    data: FlowersDataModule
+    trainer: L.Trainer
+
+
+def run(args: list[str], signals: StopSignals) -> None:
+    """Train, then evaluate the validation side with the best weights.
+
+    Args:
+        args: the command line, without the subcommand.
+        signals: end the program where it can be resumed.
+    """
+    made = _make(args, signals)
+    if made.checkpoint and not made.changed and finished(made.checkpoint) and _is_concluded(made):
+        log.info("This run is finished; its results are in %s.", made.folder)
+        return
+    try:
+        _train(made)
+    except Stopped as stop:
+        stop.advice = how_to_resume(made.folder)
+        raise
+    except FlowersError:
+        if made.trainer.is_global_zero and made.checkpoint is None:
+            remove_unbegun(made.folder)
+        raise
+    except RuntimeError as error:
+        if not lost_contact(error):
+            raise
+        raise FlowersError(
+            f"Another process of this run has ended, so this one ends too; {how_to_resume(made.folder)}"
+        ) from error
+
+
+def parser(checkpoint: Path | None = None) -> Options:
+    """Return the options of `fit`; those of a run that is resumed have its settings as defaults."""
+    options = Options("fit", SUMMARIES["fit"], [checkpoint.parent / CONFIG] if checkpoint else None)
+    options.add_config()
+    options.add(
+        "seed_everything", int, 0, "Seed of order, augmentation, dropout and the head's first weights."
+    )
+    options.add("run_name", str | None, None, "Name of the folder below checkpoints/.")
+    options.add(
+        "export",
+        Literal["torch", "onnx", "none"],
+        "torch",
+        "Format of the final model that the run ends with.",
+    )
+    options.add(
+        "save_every_n_steps",
+        int | None,
+        None,
+        "Save last.ckpt every so many training steps too, not only at the end of each epoch.",
+    )
+    options.add_class("model", FlowerClassifier)
+    options.add_class("data", FlowersDataModule)
+    for name, callback in CALLBACKS.items():
+        options.add_class(name, callback)
+    for target in ("data.seed", "model.seed"):
+        options.parser.link_arguments("seed_everything", target)
+    options.add(
+        "ckpt_path",
+        str | None,
+        None,
+        "Checkpoint to resume from, a run's last.ckpt: settings are that run's where none are given.",
+    )
+    options.add_trainer({})
+    return options
+
+
+def _make(args: list[str], signals: StopSignals) -> Run:
+    """Parse the command line and make what it asks for, refusing at once what could not work in the end."""
+    checkpoint = checkpoint_to_resume(args)
+    options = parser(checkpoint)
+    settings = options.parse(args)
+    check_not_in_config(settings, ckpt_path=checkpoint)
+    seed(settings)
+    choose_precision(settings)
+    folder, checkpoint = _run_folder(settings, checkpoint)
+    changed = False
+    if checkpoint is None:
+        check_weights(settings.model.weights)
+    else:
+        changed = log_changes(folder / CONFIG, options.parser.dump(settings, skip_unset=False))
+    if not getattr(rank_zero_only, "rank", 0):  # only the first rank writes
+        check_writable(folder)
+    made = options.parser.instantiate(settings)
+    own = [made[name] for name in CALLBACKS]
+    if made.trainer.fast_dev_run:
+        trainer = make_trainer(made.trainer, args, own)
+    else:
+        callbacks = [
+            EpochLines(),
+            Throughput(),
+            DataFiles(folder),
+            LogPredictions(),
+            RunCheckpoints(str(folder), settings.save_every_n_steps, signals),
+            FitNovelty(),
+            *own,
+            RunSettings(folder / CONFIG, options.parser.dump(settings, skip_unset=False)),
+        ]
+        trainer = make_trainer(
+            made.trainer,
+            args,
+            callbacks,
+            default_root_dir=made.trainer.default_root_dir or str(folder),
+            logger=[
+                TensorBoardLogger(folder.parent, folder.name, version="", default_hp_metric=False),
+                EpochTable(folder / METRICS),
+            ],
+            plugins=[*(made.trainer.plugins or []), AtomicCheckpointIO()],
+        )
+    return Run(folder, checkpoint, changed, settings, made.model, made.data, trainer)
+
+
+def _run_folder(settings: Namespace, checkpoint: Path | None) -> tuple[Path, Path | None]:
+    """Return the run's folder, and the checkpoint to resume from, also where a job was started again."""
+    if checkpoint is not None:
+        return checkpoint.parent, checkpoint
+    if "LOCAL_RANK" in os.environ and RUN_NAME in os.environ:
+        end_with_launcher()
+        return RUNS / os.environ[RUN_NAME], None
+    name = settings.run_name or job_name() or unused_run_name(time.strftime("%Y%m%d-%H%M%S"))
+    if Path(name).name != name or name == "..":
+        raise FlowersError(f"--run_name must be the name of a folder below {RUNS}, not {name!r}.")
+    last: Path | None = RUNS / name / LAST
+    assert last is not None
+    if not last.exists():
+        last = None
+    elif not restarted():
+        raise FlowersError(
+            f"--run_name: {str(RUNS / name)!r} exists already; choose another name, or resume with"
+            f" --ckpt_path {last}."
+        )
+    else:
+        read_checkpoint(last)
+    os.environ[RUN_NAME] = name
+    return RUNS / name, last
+
+
+def _train(made: Run) -> None:
+    trainer, checkpoint = made.trainer, made.checkpoint
+    made.data.check_ranks(trainer.world_size)
+    if checkpoint is not None and (later := epochs_after(checkpoint)):
+        log.warning(
+            "%s: %s of this run came after it and will be retrained; %s resumes from the last one.",
+            checkpoint, plural(later, "epoch"), made.folder / LAST,
+        )  # fmt: skip
+    path = None if checkpoint is None else str(checkpoint)
+    trainer.fit(made.model, datamodule=made.data, ckpt_path=path, weights_only=True)
+    best = next((one for one in trainer.checkpoint_callbacks if isinstance(one, RunCheckpoints)), None)
+    if best is None or best.best_epoch < 0:
+        return
+    trainer.validate(made.model, datamodule=made.data, verbose=False)
+    metrics = metrics_of(trainer)
+    _log_settings(trainer, made.settings.as_dict(), metrics)
+    if trainer.is_global_zero:
+        _conclude(made, best.best_epoch, metrics)
+
+
+def _is_concluded(made: Run) -> bool:
+    """Whether `_conclude` has run to its end."""
+    final = [FINAL[made.settings.export], CARD] if made.settings.export != "none" else []
+    return all((made.folder / name).is_file() for name in [CURVES, *final])
+
+
+def _conclude(made: Run, best_epoch: int, metrics: dict[str, float]) -> None:
+    """Write what a run ends with, on one rank: its curves, its final model, and where everything is."""
+    draw_curves(made.folder, best_epoch)
+    if made.settings.export != "none":
+        data = made.data
+        results: dict[str, Any] = {
+            "judged": f"{validation_images(data)}; this side chose the checkpoint",
+            "photos": len(data.reported_photos),
+        }
+        results |= {name.partition("_")[2]: value for name, value in metrics.items()}
+        final = made.folder / FINAL[made.settings.export]
+        best = made.folder / BEST
+        write_final(made.model.cpu(), best, final, data.root, data.placed, NUM_CHECKED, results=results)
+    log.info("Best epoch: %d. On the validation side, which chose it:", best_epoch + 1)
+    print(lines(metrics))
+    log.info("Everything of this run is in %s; 'tensorboard --logdir %s' shows it.", made.folder, RUNS)
+
+
+def _log_settings(trainer: L.Trainer, settings: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Give TensorBoard the run's settings beside its result."""
+    chosen = {
+        f"{group}.{name}": str(value)
+        for group in ("model", "data", "unfreeze", "early_stopping", "average")
+        for name, value in settings[group].items()
+    }
+    for board in trainer.loggers:
+        board.log_hyperparams(chosen, {f"best/{name}": value for name, value in metrics.items()})

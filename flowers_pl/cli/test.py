@@ -1,0 +1,29 @@
+"""`test`: a full report on a checkpoint, with tables and figures."""
+
+from __future__ import annotations
+
+import logging
+
+from flowers_pl.cli.commands import SUMMARIES
+from flowers_pl.cli.evaluating import prepare
+from flowers_pl.core.names import BEST, CARD, SPLIT
+from flowers_pl.data.split import Placed
+from flowers_pl.runs.final_model import write_card
+from flowers_pl.runs.folder import rows_of
+from flowers_pl.runs.results import write_report
+
+log = logging.getLogger(__name__)
+
+
+def run(args: list[str]) -> None:
+    """Evaluate the photos of --data.test_root, or else the validation side, and write a report."""
+    evaluation = prepare("test", SUMMARIES["test"], args)
+    folder, checkpoint = evaluation.folder, evaluation.checkpoint
+    assert checkpoint is not None
+    model = evaluation.load()
+    evaluation.metrics(evaluation.trainer.test, model)
+    report = write_report(folder, checkpoint, evaluation.data, model.classes, model.tested)
+    if (folder / CARD).is_file() and checkpoint.name == BEST:
+        write_card(folder, checkpoint, [Placed(**row) for row in rows_of(folder / SPLIT)])
+    print(report.text())
+    log.info("Written to %s: test.txt, test.json, predictions.csv and plots.", folder)

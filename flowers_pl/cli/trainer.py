@@ -1,0 +1,70 @@
+"""Lightning's Trainer as each subcommand needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.system import best_precision
+from flowers_pl.runs.progress import bars_for
+
+
+def seed(settings: Namespace) -> None:
+    """Seed what still draws from global generators; training itself does not.
+
+    Raises:
+        FlowersError: the seed is out of range.
+    """
+    if not 0 <= settings.seed_everything < 2**32:
+        raise FlowersError(
+            f"--seed_everything must be from 0 to {2**32 - 1}, not {settings.seed_everything}."
+        )
+    L.seed_everything(settings.seed_everything, workers=True)
+
+
+def choose_precision(settings: Namespace, trained_in: str | None = None) -> None:
+    """Set `trainer.precision` where it is not given: what was trained in float32 is evaluated in float32."""
+    if settings.trainer.precision is None:
+        exact = trained_in == "32-true"
+        settings.trainer.precision = trained_in if exact else best_precision(settings.trainer.accelerator)
+
+
+def make_trainer(
+    given: Namespace, args: Sequence[str], callbacks: Sequence[L.Callback] = (), **settings: Any
+) -> L.Trainer:
+    """Make a Trainer.
+
+    Args:
+        given: its settings, instantiated.
+        args: the command line, to name the option that the Trainer refuses.
+        callbacks: those of this program, which come after the user's.
+        settings: those that the subcommand decides.
+
+    Raises:
+        FlowersError: the settings do not go together, or want a package that is not installed.
+    """
+    own = given.callbacks or []
+    own = own if isinstance(own, list) else [own]
+    bar, bars = bars_for(given.enable_progress_bar, own)
+    settings |= {"enable_progress_bar": bar, "callbacks": [*own, *bars, *callbacks]}
+    try:
+        return L.Trainer(**(dict(given.items()) | settings))
+    except ModuleNotFoundError as error:  # of an accelerator, a precision or a logger
+        raise FlowersError(
+            f"{_option(args, '')}: it needs a package that is not installed ({error.name or error})."
+        ) from error
+    except MisconfigurationException as error:
+        said = " ".join(str(error).split())
+        raise FlowersError(f"{_option(args, said)}: {said} Change it or leave it out.") from error
+
+
+def _option(args: Sequence[str], said: str) -> str:
+    """Name the Trainer's option that is at fault: the one given, or those given that an error mentions."""
+    options = [arg.partition("=")[0] for arg in args if arg.startswith("--trainer.")]
+    mentioned = [one for one in options if one.removeprefix("--trainer.") in said]
+    return ", ".join(dict.fromkeys(mentioned or options)) or "--trainer"

@@ -1,0 +1,16 @@
+"""`validate`: a checkpoint's metrics on the validation side."""
+
+from __future__ import annotations
+
+from flowers_pl.cli.commands import SUMMARIES
+from flowers_pl.cli.evaluating import lines, prepare
+from flowers_pl.runs.results import validation_images
+
+
+def run(args: list[str]) -> None:
+    """Evaluate the validation side."""
+    evaluation = prepare("validate", SUMMARIES["validate"], args, output=lambda settings, folder: None)
+    metrics = evaluation.metrics(evaluation.trainer.validate, evaluation.load())
+    count = len(evaluation.data.reported_photos)
+    print(f"{count} {validation_images(evaluation.data)}; this side chose the checkpoint.")
+    print(lines(metrics))

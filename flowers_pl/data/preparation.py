@@ -1,0 +1,101 @@
+"""What is done to a batch before a training step: augmentation, and the frozen part of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import Dataset
+
+from flowers_pl.data.augmentation import Augmentation, augment
+from flowers_pl.data.batches import Batch, CachedPhotos
+from flowers_pl.data.feature_cache import FeatureCache, FrozenNetwork
+from flowers_pl.data.prefetch import ThreadPlan
+
+
+class Preparation:
+    """Augment training photos and run the frozen part of the network, ahead of training or on the device.
+
+    Args:
+        trainer: returns the Trainer; None where there is none.
+        augmentation: how far training photos may be changed.
+    """
+
+    def __init__(self, trainer: Callable[[], L.Trainer | None], augmentation: Augmentation) -> None:
+        self.trainer, self.augmentation = trainer, augmentation
+        self.feature_cache: FeatureCache | None = None
+
+    def fitting(self) -> bool:
+        """Return whether a model is being trained."""
+        trainer = self.trainer()
+        return trainer is not None and trainer.state.fn == TrainerFn.FITTING
+
+    def on_cpu(self) -> bool:
+        """Return whether training runs on a CPU, so that the loader's threads do all that is done here."""
+        trainer = self.trainer()
+        return trainer is not None and trainer.strategy.root_device.type == "cpu"
+
+    def frozen(self) -> FrozenNetwork | None:
+        """Return the frozen part of the network; None where it is not separated from the rest."""
+        trainer = self.trainer()
+        module: Any = trainer.lightning_module if trainer is not None else None
+        return getattr(module, "frozen", None)
+
+    def cache_features(self, photos: CachedPhotos, folder: Path | None) -> FeatureCache:
+        """Store the features of photos from now on.
+
+        Args:
+            photos: not augmented.
+            folder: of the file that holds the features.
+        """
+        self.feature_cache = FeatureCache(photos, self.frozen, folder)
+        return self.feature_cache
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Augment a batch, where it has draws, and compute its features, where a part is frozen."""
+        if batch.features is not None:
+            return batch
+        photos, frozen = batch.photos, self.frozen()
+        if batch.draws is not None:
+            photos = augment(photos, batch.draws, self.augmentation)
+        if frozen is None:
+            return batch._replace(photos=photos)
+        features = frozen(photos)
+        if batch.draws is None and self.feature_cache is not None and self.fitting():
+            self.feature_cache.put(batch.rows.cpu(), features)
+        return batch._replace(photos=photos.new_empty(0, *photos.shape[1:]), features=features)
+
+    def ahead(self, batch: Batch) -> Batch:
+        """Do on the loader's threads what the device does not do."""
+        return self.prepare(batch) if self.on_cpu() else batch
+
+    def plan(self, dataset: Dataset[Batch], workers: int | None) -> ThreadPlan:
+        """Choose the threads that prepare batches of a data set; they start now.
+
+        Args:
+            dataset: what the batches are made of.
+            workers: threads that prepare them; None for as many as help.
+        """
+        cached = isinstance(dataset, FeatureCache) and dataset.begin()
+        frozen, cores = self.frozen(), torch.get_num_threads()
+        part = frozen.chunk if frozen is not None else 8
+        if workers == 0 or cached:
+            return ThreadPlan(0, cores, part)
+        if not self.on_cpu():
+            return ThreadPlan(workers or cores, cores, part)
+        if cores == 1 and workers is None:
+            return ThreadPlan(0, 1, part)
+        own_cores = _own_cores(frozen, cores)
+        return ThreadPlan(workers or min(cores, cores - own_cores + 1), own_cores, part)
+
+
+def _own_cores(frozen: FrozenNetwork | None, cores: int) -> int:
+    """Return on how many cores the trained part computes: on one where that is the head alone, on half of
+    them beside a frozen part of about its own cost, on all where little is frozen."""
+    if frozen is None or frozen.share < 0.5:
+        return cores
+    return 1 if frozen.pools else max(1, cores // 2)

@@ -1,0 +1,189 @@
+"""The photos of a root, listed and decoded -> both sides of the split, and the log lines that say so."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch.strategies import Strategy
+
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.text import printable
+from flowers_pl.data.batches import CachedPhotos
+from flowers_pl.data.cache import DecodedPhotos
+from flowers_pl.data.duplicates import duplicate_groups
+from flowers_pl.data.exclusions import leave_out
+from flowers_pl.data.folder import LeftOut, Photo, check_classes, report_left_out
+from flowers_pl.data.split import (
+    TRAIN,
+    VAL,
+    Placed,
+    check_sides,
+    grouped_split,
+    notebook_split,
+    read_split,
+    straddling,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """What decides the split.
+
+    Args:
+        root: the folder of class folders.
+        split: 'grouped', 'notebook', or a path to a split.csv that a run wrote.
+        val_fraction: share of the photos that validate.
+        split_seed: decides which.
+        exclude: a CSV file that names photos to leave out.
+        skip_unreadable: whether a run goes on without photos that cannot be read.
+    """
+
+    root: Path
+    split: str
+    val_fraction: float
+    split_seed: int
+    exclude: str | None
+    skip_unreadable: bool
+
+
+@dataclass(frozen=True)
+class SplitPhotos:
+    """The photos of a root, split.
+
+    Args:
+        class_names: in the order of the labels.
+        placed: the photos that take part, each with its side.
+        left_out: the others, each with the reason.
+        train: the photos to train on.
+        val: the photos to validate with.
+    """
+
+    class_names: list[str]
+    placed: list[Placed]
+    left_out: list[LeftOut]
+    train: CachedPhotos
+    val: CachedPhotos
+
+    @classmethod
+    def from_decoded(
+        cls,
+        listed: Sequence[Photo],
+        decoded: DecodedPhotos,
+        settings: SplitSettings,
+        seed: int,
+        model_classes: Sequence[str] = (),
+    ) -> SplitPhotos:
+        """Leave out, group duplicates and split; log what was done.
+
+        Args:
+            listed: all files of the class folders.
+            decoded: what the cache holds of them.
+            settings: what decides the split.
+            seed: of augmentation and dropout on the training side.
+            model_classes: the classes of a trained model; none for those of the photos.
+
+        Raises:
+            FlowersError: the photos, the split or the list of exclusions are not usable.
+        """
+        usable, excluded = leave_out(decoded, settings.exclude)
+        report_left_out(usable.left_out, settings.root, settings.skip_unreadable)
+        found = check_classes(usable.photos, listed, settings.root)
+        class_names = list(model_classes) or found
+        class_numbers(found, class_names, settings.root)
+        placed, conflicts = _split(usable, settings, {entry.path for entry in excluded})
+        check_sides(placed, found, every_class=settings.split == "grouped")
+        _log_split(placed, class_names, settings, len(usable.left_out), conflicts, len(excluded))
+        row_of = dict(zip((photo.path for photo in usable.photos), usable.rows.tolist(), strict=True))
+
+        def side(name: str, seed: int | None) -> CachedPhotos:
+            members = [photo for photo in placed if photo.side == name]
+            rows = np.array([row_of[photo.path] for photo in members])
+            labels = class_numbers([photo.label for photo in members], class_names, settings.root)
+            return CachedPhotos(usable, rows, labels, seed)
+
+        left_out = sorted([*usable.left_out, *conflicts, *excluded])
+        return cls(class_names, placed, left_out, side(TRAIN, seed), side(VAL, None))
+
+    def check_ranks_agree(self, strategy: Strategy, root: Path) -> None:
+        """Check that all ranks found the same photos: each lists them for itself, and they may change.
+
+        Raises:
+            FlowersError: they did not.
+        """
+        if not strategy.reduce_boolean_decision(strategy.broadcast(self.placed) == self.placed):
+            raise FlowersError(
+                f"--data.root: the photos in {str(root)!r} changed while the run began; start it again."
+            )
+
+
+def class_numbers(
+    labels: Sequence[str], class_names: Sequence[str], root: Path, option: str = "--data.root"
+) -> np.ndarray:
+    """Return the numbers of classes, int64 (N,), by their names.
+
+    Raises:
+        FlowersError: a name is not among `class_names`.
+    """
+    number = {name: label for label, name in enumerate(class_names)}
+    if unknown := sorted(set(labels) - number.keys()):
+        raise FlowersError(
+            f"{option}: {str(root)!r} has class {unknown[0]!r}, which the model does not know; it knows"
+            f" {', '.join(class_names)}."
+        )
+    return np.array([number[name] for name in labels], dtype=np.int64)
+
+
+def _split(
+    decoded: DecodedPhotos, settings: SplitSettings, excluded: Container[str]
+) -> tuple[list[Placed], list[LeftOut]]:
+    groups = duplicate_groups(decoded.digests, decoded.phashes, decoded.thumbs)
+    if settings.split == "grouped":
+        return grouped_split(decoded.photos, groups, settings.val_fraction, settings.split_seed)
+    if settings.split == "notebook":
+        return notebook_split(decoded.photos, groups, settings.val_fraction), []
+    return read_split(Path(settings.split), decoded.photos, excluded), []
+
+
+def _log_split(
+    placed: Sequence[Placed],
+    class_names: Sequence[str],
+    settings: SplitSettings,
+    num_unreadable: int,
+    conflicts: Sequence[LeftOut],
+    num_excluded: int,
+) -> None:
+    sides = [photo.side for photo in placed]
+    num_out = num_unreadable + len(conflicts) + num_excluded
+    why = f"({num_unreadable} unreadable, {len(conflicts)} under two classes, {num_excluded} excluded)"
+    known = num_out or settings.split in ("grouped", "notebook")  # a split.csv does not say what it left out
+    log.info(
+        "%s: %d classes, %d photos to train on, %d to validate with%s.",
+        settings.root, len(class_names), sides.count(TRAIN), sides.count(VAL),
+        f", {num_out} left out {why}" if known else "",
+    )  # fmt: skip
+    for path, reason in conflicts:
+        log.warning("Left out: %s %s.", printable(path), printable(reason))
+    for paths in straddling(placed).values():
+        log.warning("Duplicates are on both sides of the split: %s.", printable(", ".join(paths)))
+
+
+def check_settings(image_size: int, val_fraction: float, workers: int | None) -> None:
+    """Check settings that `audit` has too.
+
+    Raises:
+        FlowersError: one is out of its range.
+    """
+    if image_size < 32:
+        raise FlowersError(
+            f"--data.image_size must be at least 32 (the backbone halves it five times), not {image_size}."
+        )
+    if not 0 < val_fraction < 1:
+        raise FlowersError(f"--data.val_fraction must be more than 0 and less than 1, not {val_fraction}.")
+    if workers is not None and workers < 0:
+        raise FlowersError(f"--data.workers must be 0 or more, not {workers}.")

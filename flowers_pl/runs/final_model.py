@@ -1,0 +1,169 @@
+"""The final model of a run: written, compared with its checkpoint, described by a card, and run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowers_pl.core.names import CARD, EXPORTS, KEY, LEFT_OUT, TEST_JSON
+from flowers_pl.data.batches import Prediction
+from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.data.folder import LeftOut
+from flowers_pl.data.split import TRAIN, VAL, Placed
+from flowers_pl.runs.folder import readable_photos, rows_of
+from flowers_pl.training.checkpoint_files import read_checkpoint
+from flowers_pl.training.classifier import FlowerClassifier
+from flowers_pl.training.weight_average import AVERAGE
+
+log = logging.getLogger(__name__)
+NUM_CHECKED = 64  # validation photos that the final model of `fit` is checked on
+NUM_CALIBRATING = 200  # training photos that int8 is calibrated on
+
+
+def write_final(
+    model: FlowerClassifier,
+    ckpt: Path,
+    file: Path,
+    root: Path,
+    placed: Sequence[Placed],
+    most: int | None = None,
+    quantize: str | None = None,
+    results: Mapping[str, Any] | None = None,
+) -> None:
+    """Export a model, compare it with its checkpoint on validation photos, and write its card.
+
+    Args:
+        model: the trained model.
+        ckpt: where it comes from.
+        file: where it goes; .onnx or .pt2.
+        root: the folder of the photos.
+        placed: their split.
+        most: check on at most about so many of the validation photos, evenly spread; None for all.
+        quantize: "int8" for a quantised ONNX file too.
+        results: how the model was evaluated, for its card where `test` has not evaluated it.
+
+    Raises:
+        FlowersError: the exported model does not agree with the checkpoint.
+    """
+    from flowers_pl.export.load import Exported
+    from flowers_pl.export.verify import check_export
+    from flowers_pl.export.write import export_onnx, export_torch
+
+    log.info("Writing %s and comparing it with %s …", file, ckpt)
+    (export_onnx if file.suffix == ".onnx" else export_torch)(model, file)
+    validating = [photo.path for photo in placed if photo.side == VAL]
+    checked = validating[:: max(1, len(validating) // most)] if most else validating
+    photos = readable_photos(root, checked)
+    agreement = check_export(Exported.open(file), model, (photo for _, photo in photos))
+    agreement.verify()
+    log.info("%s: %s", file, agreement)
+    files = {file.name: str(agreement)}
+    if quantize:
+        files |= _write_int8(file, root, placed)
+    write_card(file.parent, ckpt, placed, files, results)
+
+
+def _write_int8(file: Path, root: Path, placed: Sequence[Placed]) -> dict[str, str]:
+    """Write the int8 model beside the float one, and return its name with what it costs."""
+    from flowers_pl.export.load import Exported
+    from flowers_pl.export.verify import accuracy_loss
+    from flowers_pl.export.write import quantize_int8
+
+    small = file.with_name(f"{file.stem}_int8.onnx")
+    log.info("Writing %s and evaluating both on the validation photos; this takes a minute or more …", small)
+    training = [photo.path for photo in placed if photo.side == TRAIN]
+    sample = training[:: max(1, len(training) // NUM_CALIBRATING)]
+    quantize_int8(file, small, (photo for _, photo in readable_photos(root, sample)))
+    label_of = {photo.path: photo.label for photo in placed if photo.side == VAL}
+    before, after = Exported.open(file), Exported.open(small)
+    photos = readable_photos(root, label_of)
+    rows = [(label_of[path], before(photo[None])[0], after(photo[None])[0]) for path, photo in photos]
+    labels = np.array([before.classes.index(label) for label, _, _ in rows])
+    loss = accuracy_loss(np.array([row for _, row, _ in rows]), np.array([row for _, _, row in rows]), labels)
+    measured = f"{small.stat().st_size / 1e6:.2f} MB, {loss}"
+    log.info("%s: %s", small, measured)
+    return {small.name: measured}
+
+
+def write_card(
+    folder: Path,
+    ckpt: Path,
+    placed: Sequence[Placed],
+    files: Mapping[str, str] = {},
+    results: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the model card of a checkpoint and of all that was exported from it.
+
+    What was measured of other weights than the checkpoint's is left out of the card and named in the log.
+
+    Args:
+        folder: where it goes, beside the exported files.
+        ckpt: the checkpoint; `test.json` and `left_out.csv` beside it are used too.
+        placed: the photos of both sides.
+        files: what is new: from a file's name to what was measured of it.
+        results: of this checkpoint, for this and later cards where `test` has none.
+    """
+    from flowers_pl.export.model_card import model_card
+
+    checkpoint, listed = read_checkpoint(ckpt), folder / EXPORTS
+    step = checkpoint["global_step"]
+    before, tested = _read_json(listed), _read_json(ckpt.parent / TEST_JSON)
+    if before.get("step", step) != step:
+        for name in before["files"].keys() - files.keys():
+            if (folder / name).exists():
+                log.warning("%s has other weights than %s; export it again.", folder / name, ckpt)
+        before = {}
+    if tested.get("step", step) != step:
+        log.warning("%s is of other weights than %s; run 'test' again.", ckpt.parent / TEST_JSON, ckpt)
+        tested = {}
+    every = {**before.get("files", {}), **files}
+    results = results or before.get("results")
+    written = {"step": step, "files": every, "results": results}
+    listed.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    card = model_card(
+        checkpoint[KEY] | {"average": checkpoint.get(AVERAGE, {}).get("decay", 0)},
+        checkpoint["hyper_parameters"],
+        placed,
+        [LeftOut(**row) for row in rows_of(ckpt.parent / LEFT_OUT)],
+        tested or results,
+        every,
+    )
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def predict_exported(file: Path, data: FlowersDataModule) -> tuple[list[str], list[Prediction]]:
+    """Predict photos by an exported model; this needs neither its checkpoint nor its training photos.
+
+    The loader's workers decode and resize while the model runs; its own resize leaves such photos as they
+    are.
+
+    Args:
+        file: .pt2 or .onnx, int8 or not.
+        data: with a `predict_root`; takes classes and image size from the file.
+
+    Returns:
+        The classes, and a prediction for each batch.
+
+    Raises:
+        FlowersError: the file is not one that `export` wrote, or there are no photos.
+    """
+    from flowers_pl.export.load import Exported
+
+    exported = Exported.open(file)
+    log.info("Exported model: %s", file)
+    data.classes, data.image_size = exported.classes, exported.image_size
+    data.setup("predict")
+    return exported.classes, [
+        Prediction(batch.rows, torch.from_numpy(exported(batch.photos)), batch.unreadable)
+        for batch in data.predict_dataloader()
+    ]

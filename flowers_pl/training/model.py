@@ -1,0 +1,172 @@
+"""Define FlowerModel: a network with its classes, its stage and its novelty score, as checkpoints hold it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, Self
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.names import KEY
+from flowers_pl.data.decoding import UnreadablePhoto, load_photo
+from flowers_pl.network.fast_frozen import FrozenPart
+from flowers_pl.network.mobilenet import IMAGENET_MEAN, IMAGENET_STD, FlowerNet
+from flowers_pl.network.novelty import Novelty
+from flowers_pl.training.checkpoint_files import read_checkpoint
+from flowers_pl.training.stage import Stage
+
+
+class FlowerModel(L.LightningModule):
+    """A network with its classes, its stage and its novelty score: built, saved, loaded and used.
+
+    Args:
+        dropout: share of the pooled features dropped in training.
+        seed: of the head's initial weights.
+    """
+
+    network: FlowerNet
+
+    def __init__(self, dropout: float, seed: int) -> None:
+        super().__init__()
+        self.dropout, self.seed = dropout, seed
+        self.stage = Stage()
+        self.classes: list[str] = []
+        self.image_size = 0
+        self.frozen: FrozenPart | None = None
+        self.novelty: Novelty | None = None
+        self._restored = False
+
+    def build(
+        self,
+        classes: list[str],
+        image_size: int,
+        mean: Iterable[float] = IMAGENET_MEAN,
+        std: Iterable[float] = IMAGENET_STD,
+    ) -> None:
+        """Build the network, frozen but for the head; its initial weights are a function of `seed`."""
+        self.classes, self.image_size = list(classes), image_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.network = FlowerNet(len(classes), self.dropout, mean, std)
+        self.network.train_top_layers(self.stage.layers)
+
+    def enter_stage(self, stage: Stage) -> None:
+        """Freeze and unfreeze layers for a stage; the caller replaces the optimizer."""
+        self.stage, self.frozen = stage, None
+        if self.classes:
+            self.network.train_top_layers(stage.layers)
+
+    @property
+    def _data(self) -> Any:
+        """Return the Trainer's datamodule, which its annotations lack; None where there is none."""
+        return getattr(self.trainer, "datamodule", None)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights as in `nn.Module`, and drop the frozen part that was made of others."""
+        self.frozen = None
+        return super().load_state_dict(*args, **kwargs)
+
+    def forward(self, photos: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Compute logits of photos.
+
+        Args:
+            photos: (N, 3, size, size), RGB: uint8, or float on the same scale of 0 to 255.
+            keys: int64 (N,), one for each photo, for the dropout.
+
+        Returns:
+            Logits, float (N, num_classes).
+        """
+        return self.network(photos, keys)
+
+    # ---------------------------------------------------------------- one photo
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Load a trained model, in evaluation mode; no photos or weights are needed, and no code is run.
+
+        Raises:
+            FlowersError: there is no such file, or it is not a checkpoint of this project.
+        """
+        checkpoint = read_checkpoint(path)
+        try:
+            model = cls(**checkpoint["hyper_parameters"])
+            model.on_load_checkpoint(checkpoint)
+            model.load_state_dict(checkpoint["state_dict"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise FlowersError(
+                f"--ckpt_path: {str(path)!r} was changed, or written by another version of flowers_pl"
+                f" ({error}); use the version that wrote it."
+            ) from error
+        return model.eval()
+
+    @torch.inference_mode()
+    def classify(self, path: str | os.PathLike[str]) -> dict[str, float]:
+        """Return the probability of each class for one photo, in descending order.
+
+        Raises:
+            FlowersError: the photo cannot be read.
+        """
+        probabilities = self.eval()(self._photo(path)).softmax(1)[0].tolist()
+        return dict(sorted(zip(self.classes, probabilities, strict=True), key=lambda item: -item[1]))
+
+    @torch.inference_mode()
+    def unlikeness(self, path: str | os.PathLike[str]) -> float | None:
+        """Return the novelty score of one photo: above 1 it is probably of none of the classes.
+
+        None if the checkpoint has no score; the `best.ckpt` of a run that has ended has one.
+
+        Raises:
+            FlowersError: the photo cannot be read.
+        """
+        photo = self._photo(path)
+        return None if self.novelty is None else float(self.novelty(self.eval().network.features(photo))[0])
+
+    def _photo(self, path: str | os.PathLike[str]) -> Tensor:
+        """Read one photo as a batch, uint8 (1, 3, size, size)."""
+        try:
+            return load_photo(path, self.image_size)[None].to(self.device)
+        except UnreadablePhoto as reason:
+            raise FlowersError(f"{str(path)!r} cannot be read: {reason}.") from reason
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add all that the model needs besides its weights, in plain types, under this project's key."""
+        checkpoint[KEY] = {
+            "version": 1,
+            "classes": self.classes,
+            "image_size": self.image_size,
+            "mean": self.network.mean.flatten().tolist(),
+            "std": self.network.std.flatten().tolist(),
+            "stage": asdict(self.stage),
+            "precision": str(self.trainer.precision),
+            "data": self._data.settings() if self._data else {},
+            "unlike": self.novelty.state() if self.novelty else None,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the network that the checkpoint is for, and enter the stage that it was saved in.
+
+        Raises:
+            FlowersError: the data have other classes or another image size.
+        """
+        saved = checkpoint[KEY]
+        for name, value, option in (
+            ("classes", self.classes, "--data.root"),
+            ("image_size", self.image_size, "--data.image_size"),
+        ):
+            if self.classes and value != saved[name]:
+                raise FlowersError(
+                    f"{option}: the checkpoint was trained with {name} {saved[name]}, not {value}; resume"
+                    " with what it was trained with, or start a new run."
+                )
+        if not self.classes:
+            self.build(saved["classes"], saved["image_size"], saved["mean"], saved["std"])
+        self.novelty = Novelty.from_state(saved.get("unlike"))
+        self.enter_stage(Stage(**saved["stage"] | {"ended": False}))  # the stage callbacks find out
+        self._restored = True

@@ -1,0 +1,69 @@
+"""Fit the novelty score once training has ended, and save it in the best checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+
+from flowers_pl.core.names import BEST
+from flowers_pl.data.batches import CachedPhotos
+from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.data.sampling import even_sample
+from flowers_pl.network.fast_frozen import FrozenPart
+from flowers_pl.network.features import pooled_features
+from flowers_pl.network.novelty import NUM_PHOTOS, Novelty
+from flowers_pl.training.checkpoint_callback import RunCheckpoints
+from flowers_pl.training.checkpoint_files import add_to_checkpoint
+from flowers_pl.training.classifier import FlowerClassifier
+
+
+class FitNovelty(Checkpoint):
+    """Fits the novelty score with the best weights when training ends, and adds it to `best.ckpt`.
+
+    It belongs after `RunCheckpoints`, which restores the best weights. It is a `Checkpoint` because Lightning
+    runs callbacks of that class after all others.
+
+    >>> import lightning as L
+    >>> callbacks = [RunCheckpoints("checkpoints/mine"), FitNovelty()]
+    >>> trainer = L.Trainer(accelerator="cpu", logger=False, callbacks=callbacks)
+    >>> [type(callback).__name__ for callback in trainer.checkpoint_callbacks]
+    ['RunCheckpoints', 'FitNovelty']
+    """
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Fit the score on one rank and send it to the others; do nothing where no checkpoint is the best."""
+        callbacks = [item for item in trainer.checkpoint_callbacks if isinstance(item, RunCheckpoints)]
+        if not callbacks or callbacks[0].best_epoch < 0 or getattr(trainer, "fast_dev_run", False):
+            return
+        module, data = cast(FlowerClassifier, pl_module), cast(Any, trainer).datamodule
+        file = callbacks[0].path(trainer, BEST)  # asked on all ranks, see there
+        dtype = module.compute_dtype or torch.float32
+        state = fit_novelty(module, data, dtype).state() if trainer.is_global_zero else None
+        state = trainer.strategy.broadcast(state)
+        module.novelty = Novelty.from_state(state)
+        if trainer.is_global_zero:
+            add_to_checkpoint(file, {"unlike": state})
+
+
+def fit_novelty(
+    module: FlowerClassifier, data: FlowersDataModule, dtype: torch.dtype = torch.float32
+) -> Novelty:
+    """Fit the novelty score on training photos, and its limit on validation photos.
+
+    Args:
+        module: the model whose features are scored.
+        data: set up for `fit`.
+        dtype: of the computation; the one of `predict`.
+    """
+    frozen = FrozenPart(module.network, dtype, module.image_size, whole=True)
+
+    def features(photos: CachedPhotos, num_photos: int) -> Tensor:
+        indices = even_sample(photos.labels, num_photos)
+        return pooled_features(frozen, lambda chunk: photos.read(chunk).to(module.device), indices)
+
+    training = features(data.train_photos, NUM_PHOTOS)
+    return Novelty.fit(training, features(data.val_photos, 2 * NUM_PHOTOS))

@@ -1,0 +1,26 @@
+"""Describe the stage that training is in, which every checkpoint holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowers_pl.network.mobilenet import TopLayers
+
+
+@dataclass
+class Stage:
+    """The stage that training is in.
+
+    Args:
+        number: 1 while the backbone is frozen, 2 once its top layers are trained.
+        layers: number of layers of the backbone that are trained, as Keras counts them, or "all".
+        first_epoch: the epoch in which the stage began.
+        last: whether no other stage follows.
+        ended: whether it is over: by its number of epochs or by early stopping.
+    """
+
+    number: int = 1
+    layers: TopLayers = 0
+    first_epoch: int = 0
+    last: bool = True
+    ended: bool = False

@@ -1,0 +1,48 @@
+"""Tables and JSON files: always UTF-8, with the bytes of any name, and the files of 0.1.0 still read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from flowers_pl.core.files import expanded, read_csv, read_json, write_csv, write_json
+from flowers_pl.core.text import escape_bytes, unescape_bytes
+
+NAMES = [
+    "daisy.jpg",
+    "Gänseblümchen.jpg",
+    os.fsdecode(b"latin \xe8.jpg"),
+    "a\\b",
+    "\\xe8",
+    "=1+1",
+    "'=1",
+    "\\\\",
+    "\n",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_comes_back_from_files_that_are_utf_8(name: str, tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", ["path", "n"], [[name, 1]])
+    write_json(tmp_path / "t.json", {name: [name, 1, None]})
+    for file in ("t.csv", "t.json"):
+        (tmp_path / file).read_bytes().decode("utf-8")
+    assert read_csv(tmp_path / "t.csv") == [{"path": name, "n": "1"}]
+    assert read_json(tmp_path / "t.json") == {name: [name, 1, None]}
+    assert unescape_bytes(escape_bytes(name)) == name
+
+
+def test_a_table_of_0_1_0_with_raw_bytes_is_read(tmp_path: Path) -> None:
+    (tmp_path / "old.csv").write_bytes(b"path,label\nrose/latin \xe8.jpg,rose\nrose/a\\b.jpg,rose\n")
+    assert [row["path"] for row in read_csv(tmp_path / "old.csv")] == [
+        os.fsdecode(b"rose/latin \xe8.jpg"),
+        "rose/a\\b.jpg",
+    ]
+
+
+def test_paths_are_expanded_and_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert expanded("~/photos") == expanded("photos") == str(tmp_path / "photos")
