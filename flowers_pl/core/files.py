@@ -214,9 +214,7 @@ def write_json(file: Path, content: Any) -> None:
         OSError: it cannot be written; the old file is as it was.
     """
     with replacing(file) as unfinished:
-        unfinished.write_text(
-            json.dumps(_each_text(content, escape_bytes), indent=2) + "\n", encoding="utf-8"
-        )
+        unfinished.write_text(json.dumps(_each_text(content, escape_bytes), indent=2), encoding="utf-8")
 
 
 def read_json(file: Path) -> Any:

@@ -28,7 +28,7 @@ from flowers_pl.data.cache_folder import (
 from flowers_pl.data.decode_workers import Unreadable, decode_rows
 from flowers_pl.data.decoding import UnreadablePhoto, load_photo
 from flowers_pl.data.duplicates import THUMB
-from flowers_pl.data.folder import LeftOut, Photo
+from flowers_pl.data.folder import UNREADABLE, LeftOut, Photo
 
 VERSION = 2  # of what `decoding.py` and `duplicates.py` compute: a change there needs a new number here
 
@@ -211,7 +211,7 @@ class _Cache:
             digests=[photo["digest"] for photo in table["photos"]],
             phashes=np.array([photo["phash"] for photo in table["photos"]], dtype=np.uint64),
             thumbs=thumbs[rows],
-            left_out=[LeftOut(path, reason) for _, path, reason in table["left_out"]],
+            left_out=[LeftOut(path, reason, UNREADABLE) for _, path, reason in table["left_out"]],
             pixels=pixels,
             may_pass=table["may_pass"],
             hold=hold,

@@ -15,7 +15,7 @@ import numpy as np
 from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import read_csv, write_csv
 from flowers_pl.core.text import nfc, printable
-from flowers_pl.data.folder import NAMED, TEST, TRAIN, VAL, LeftOut, Photo
+from flowers_pl.data.folder import NAMED, OTHER_SIDE, TEST, TRAIN, TWO_CLASSES, VAL, LeftOut, Photo
 
 log = logging.getLogger(__name__)
 HEADER = ("path", "label", "side", "group")
@@ -63,7 +63,7 @@ def grouped_split(
     left_out = []
     for group in members.values():
         if len({photo.label for photo in group}) > 1:
-            left_out += [LeftOut(photo.path, _conflict(photo, group)) for photo in group]
+            left_out += [LeftOut(photo.path, _conflict(photo, group), TWO_CLASSES) for photo in group]
         else:
             by_class[group[0].label].append(group)
     for of_class in by_class.values():
@@ -145,11 +145,10 @@ def folder_split(
         for photo in group:
             elsewhere = [other.path for other in group if side(other) != side(photo)]
             if side(photo) == TRAIN and elsewhere:
-                left_out.append(
-                    LeftOut(photo.path, f"is on another side of the split too: {', '.join(elsewhere)}")
-                )
+                reason = f"is on another side of the split too: {', '.join(elsewhere)}"
+                left_out.append(LeftOut(photo.path, reason, OTHER_SIDE))
             elif side(photo) == TRAIN and len({other.label for other in group}) > 1:
-                left_out.append(LeftOut(photo.path, _conflict(photo, group)))
+                left_out.append(LeftOut(photo.path, _conflict(photo, group), TWO_CLASSES))
             elif side(photo) != TEST:
                 placed.append(Placed(photo.path, photo.label, side(photo), group[0].path))
     if VAL in sides.values():

@@ -16,10 +16,19 @@ from flowers_pl.data.batches import CachedPhotos
 from flowers_pl.data.cache import DecodedPhotos
 from flowers_pl.data.duplicates import duplicate_groups
 from flowers_pl.data.exclusions import leave_out
-from flowers_pl.data.folder import NAMED, TEST, LeftOut, Photo, check_classes, report_left_out, split_folders
-from flowers_pl.data.split import (
+from flowers_pl.data.folder import (
+    NAMED,
+    OTHER_SIDE,
+    TEST,
     TRAIN,
     VAL,
+    LeftOut,
+    Photo,
+    check_classes,
+    report_left_out,
+    split_folders,
+)
+from flowers_pl.data.split import (
     Placed,
     check_sides,
     folder_split,
@@ -175,7 +184,7 @@ def _log_split(
 ) -> None:
     sides = [photo.side for photo in placed]
     num_out = num_unreadable + len(conflicts) + num_excluded
-    num_across = sum("another side" in entry.reason for entry in conflicts)
+    num_across = sum(entry.kind == OTHER_SIDE for entry in conflicts)
     across = f"{num_across} on another side too, " if num_across else ""
     num_classes = len(conflicts) - num_across
     why = f"({num_unreadable} unreadable, {across}{num_classes} under two classes, {num_excluded} excluded)"
@@ -185,7 +194,7 @@ def _log_split(
         settings.root, len(class_names), sides.count(TRAIN), sides.count(VAL),
         f", {num_out} left out {why}" if known else "",
     )  # fmt: skip
-    for path, reason in conflicts:
+    for path, reason, _ in conflicts:
         log.warning("Left out: %s %s.", printable(path), printable(reason))
     for paths in straddling(placed).values():
         log.warning("Duplicates are on both sides of the split: %s.", printable(", ".join(paths)))
