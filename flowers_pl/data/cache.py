@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Container, Sequence
@@ -142,9 +143,10 @@ def decode_photos(
         except PermissionError:  # another user's, and it is out of date
             return cache.load_or_build(cache_dir / f"{name}-user{getattr(os, 'getuid', int)()}", retry)
     except OSError as error:
+        way_out = "choose another folder or give --data.cache false" if keep else "or choose another folder"
         raise FlowersError(
             f"--data.cache_dir: decoded photos cannot be written to {str(cache_dir)!r} ({reason_of(error)});"
-            " make room, choose another folder, or give --data.cache false."
+            f" make room, {way_out}."
         ) from error
 
 
@@ -226,7 +228,7 @@ class _Cache:
             np.lib.format.open_memmap(folder / PIXELS, mode="w+", dtype=np.uint8, shape=shape).flush()
             with (folder / PIXELS).open("rb+") as file:
                 reserve(file.fileno(), os.fstat(file.fileno()).st_size)
-        np.save(folder / THUMBS, np.zeros((len(self.photos), THUMB, THUMB), np.uint8))
+        _save(folder / THUMBS, np.zeros((len(self.photos), THUMB, THUMB), np.uint8))
         (folder / TABLE).write_text(
             json.dumps({"key": self.key, "photos": [], "left_out": [], "may_pass": []})
         )
@@ -250,7 +252,14 @@ class _Cache:
             readable.append({**photo._asdict(), "row": row, "digest": found.digest, "phash": found.phash})
         table["photos"] = sorted(readable, key=lambda photo: int(photo["row"]))
         table |= {"left_out": sorted(left_out), "may_pass": may_pass}
-        with replacing(folder / THUMBS) as file, file.open("wb") as stream:
-            np.save(stream, thumbs)
+        with replacing(folder / THUMBS) as file:
+            _save(file, thumbs)
         with replacing(folder / TABLE) as file:
             file.write_text(json.dumps(table))
+
+
+def _save(file: Path, array: np.ndarray) -> None:
+    """Write an array as `np.save` does, whose own errors do not say that there is no room."""
+    content = io.BytesIO()
+    np.save(content, array)
+    file.write_bytes(content.getvalue())

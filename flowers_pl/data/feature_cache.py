@@ -94,7 +94,7 @@ class FeatureCache(Dataset[Batch]):
         except OSError as error:
             self._no_room = True
             log.warning(
-                "--data.cache_dir: validation features (%.0f MB) cannot be stored in %s (%s),"
+                "--data.cache_dir: validation features (%.1f MB) cannot be stored in %s (%s),"
                 " so they are computed in each epoch.",
                 len(self) * num_bytes / 1e6, self.folder or tempfile.gettempdir(), reason_of(error),
             )  # fmt: skip
