@@ -194,11 +194,8 @@ def _trainer(
     loggers: list[Any] = [EpochTable(folder / METRICS)]
     if given is not False:
         board = TensorBoardLogger(folder.parent, folder.name, version="", default_hp_metric=False)
-        loggers = [
-            *([board] if has_tensorboard(folder) else []),
-            *loggers,
-            *(given if isinstance(given, list) else [given]),
-        ]
+        boards = [board] if has_tensorboard(folder) else []
+        loggers = [*boards, *loggers, *(given if isinstance(given, list) else [given])]
     return make_trainer(
         made.trainer,
         args,

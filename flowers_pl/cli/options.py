@@ -122,7 +122,7 @@ def _paths(settings: Namespace) -> list[tuple[str, str]]:
 
 
 def yaml_text(path: str) -> str:
-    """Return a path as YAML can hold it: bytes that are not UTF-8 as escapes, which `Options.parse` undoes."""
+    """Return a path with bytes that are not UTF-8 as escapes, for YAML; `Options.parse` undoes them."""
     return escape_bytes(path) if any("\udc80" <= letter <= "\udcff" for letter in path) else path
 
 

@@ -33,7 +33,7 @@ EVERY_N_EPOCHS = (
 
 
 def has_tensorboard(folder: Path) -> bool:
-    """Return whether TensorBoard can write to a folder, and log a warning where its name does not allow it."""
+    """Return whether TensorBoard can write to a folder; log a warning where its name is not UTF-8."""
     try:
         str(folder).encode()
     except UnicodeEncodeError:
