@@ -45,7 +45,7 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
 
 def on_page_content(content: str, **kwargs: Any) -> str:
     """Mark the names of options, which browsers would break after their hyphens."""
-    return re.sub(r"<code>((?:-\w, )?--[\w.]{1,36})</code>", r'<code class="option">\1</code>', content)
+    return re.sub(r"<code>((?:-\w, )?--[^<]{1,40})</code>", r'<code class="option">\1</code>', content)
 
 
 def included(name: str) -> str:
