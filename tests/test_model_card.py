@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flowers_pl.data.folder import LeftOut
+from flowers_pl.data.folder import EXCLUDED, TWO_CLASSES, UNREADABLE, LeftOut
 from flowers_pl.data.split import TRAIN, VAL, Placed
 from flowers_pl.export.model_card import TO_FILL_IN, model_card
 
@@ -16,9 +16,10 @@ PLACED = [
     Placed("a|b/9.jpg", "a|b", VAL, ""),
 ]
 LEFT_OUT = [
-    LeftOut("daisy/torn.jpg", "truncated JPEG"),
-    LeftOut("daisy/x.jpg", "stands under another class too: a|b/x.jpg"),
-    LeftOut("a|b/x.jpg", "stands under another class too: daisy/x.jpg"),
+    LeftOut("daisy/torn.jpg", "truncated JPEG", UNREADABLE),
+    LeftOut("daisy/x.jpg", "stands under another class too: a|b/x.jpg", TWO_CLASSES),
+    LeftOut("a|b/x.jpg", "stands under another class too: daisy/x.jpg", TWO_CLASSES),
+    LeftOut("daisy/y.jpg", "is on the list clean.csv: stands under a tree", EXCLUDED),
 ]
 RESULTS = {
     "checkpoint": "/secret/best.ckpt",
@@ -56,7 +57,7 @@ def test_a_card_says_what_is_known() -> None:
         "| daisy | 3 | 0 |",
         "| a\\|b | 7 | 1 |",
         "| all | 10 | 1 |",
-        "Left out: 3 (2 under two classes, 1 unreadable).",
+        "Left out: 4 (1 excluded, 2 under two classes, 1 unreadable).",
         "- Stage 1: the head alone, Adam at 0.001, dropout 0.3.",
         "- Stage 2, from epoch 11 on: the top 30 layers too, Adam at 0.0001.",
         "- Seed 5.",
@@ -76,6 +77,16 @@ def test_a_card_shows_how_its_files_are_run_each_kind_once() -> None:
     assert card.count("## Use\n") == 1
     assert "final_int8" not in card.partition("## Use")[2]
     assert "## Use\n" not in model_card(facts(), settings())
+
+
+def test_photos_left_out_by_a_list_are_not_counted_as_unreadable() -> None:
+    card = model_card(facts(), settings(), PLACED, [LeftOut("daisy/y.jpg", "cannot be read", EXCLUDED)])
+    assert "Left out: 1 (1 excluded)." in card
+
+
+def test_a_list_of_0_1_0_has_no_kinds() -> None:
+    card = model_card(facts(), settings(), PLACED, [LeftOut("daisy/y.jpg", "cannot be read")])
+    assert "Left out: 1 (1 for a reason that was not recorded)." in card
 
 
 def test_what_only_a_person_knows_is_left_to_fill_in() -> None:

@@ -80,7 +80,7 @@ def examine(
             entry.name for entry in root.iterdir() if entry.is_file() and not entry.name.startswith(".")
         ),
     )
-    found.faults += [Fault(UNREADABLE, *one) for one in decoded.left_out]
+    found.faults += [Fault(UNREADABLE, entry.path, entry.reason) for entry in decoded.left_out]
     _read_headers(found, root, decoded.photos, image_size)
     _look(found, decoded)
     found.duplicates = _duplicates(decoded, groups)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import check_writable
+from flowers_pl.core.files import check_writable, write_json
 from flowers_pl.core.names import KEY, RUNS
 from flowers_pl.core.text import plural
 from flowers_pl.data.decoding import resize_photo
@@ -119,7 +118,7 @@ def _measure(
     log.info("Measuring on %s how far the maps can be trusted …", plural(len(photos), "image"))
     squares = torch.stack([resize_photo(photo, model.image_size) for photo in photos])
     measured = faithfulness(model, squares, method=method, layer=layer)
-    (folder / "explain.json").write_text(json.dumps(measured, indent=2))
+    write_json(folder / "explain.json", measured)
     save_figure(faithfulness_figure(measured), folder / "faithfulness.png")
     own, chance = (measured["maps"][name] for name in (method, "random"))
     log.info(

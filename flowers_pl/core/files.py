@@ -95,16 +95,25 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def expanded(path: str) -> str:
-    """Expand `~` and make a path absolute.
+def expand_home(path: str) -> str:
+    """Expand `~` at the beginning of a path.
 
     Raises:
         FlowersError: there is no such user, or no home.
     """
     try:
-        return str(Path(path).expanduser().absolute())
+        return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError as error:
         raise FlowersError(f"{path!r}: {error}; write the path without '~'.") from error
+
+
+def expanded(path: str) -> str:
+    """Expand `~` and make a path absolute, without following links.
+
+    Raises:
+        FlowersError: there is no such user, or no home.
+    """
+    return os.path.abspath(expand_home(path))
 
 
 def check_writable(folder: str | os.PathLike[str], option: str = "") -> None:
@@ -189,9 +198,7 @@ def write_json(file: Path, content: Any) -> None:
         OSError: it cannot be written; the old file is as it was.
     """
     with replacing(file) as unfinished:
-        unfinished.write_text(
-            json.dumps(_each_text(content, escape_bytes), indent=2) + "\n", encoding="utf-8"
-        )
+        unfinished.write_text(json.dumps(_each_text(content, escape_bytes), indent=2), encoding="utf-8")
 
 
 def read_json(file: Path) -> Any:

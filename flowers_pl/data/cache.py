@@ -21,7 +21,7 @@ from flowers_pl.core.system import available_cores
 from flowers_pl.core.text import printable
 from flowers_pl.data.decoding import UnreadablePhoto, load_photo, read_photo, resize_photo
 from flowers_pl.data.duplicates import THUMB, Fingerprint, fingerprint
-from flowers_pl.data.folder import LeftOut, Photo
+from flowers_pl.data.folder import UNREADABLE, LeftOut, Photo
 
 VERSION = 1  # of what `decoding.py` and `duplicates.py` compute: a change there needs a new number here
 CHUNK = 16  # photos a worker decodes before it reports
@@ -165,7 +165,7 @@ def _load(place: Path, key: str, unkept: FilePixels | None) -> DecodedPhotos | N
         digests=[photo["digest"] for photo in table["photos"]],
         phashes=np.array([photo["phash"] for photo in table["photos"]], dtype=np.uint64),
         thumbs=thumbs[rows],
-        left_out=[LeftOut(*entry) for entry in table["left_out"]],
+        left_out=[LeftOut(path, reason, UNREADABLE) for path, reason in table["left_out"]],
         pixels=pixels,
     )
 

@@ -16,7 +16,7 @@ from flowers_pl.data.augmentation import Augmentation
 from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
 from flowers_pl.data.download import download_flower_photos
-from flowers_pl.data.drawings import write_drawings
+from flowers_pl.data.drawing_folder import write_drawings
 from flowers_pl.data.feature_cache import FeatureCache
 from flowers_pl.data.folder import LeftOut, Photo, list_photos, list_pictures
 from flowers_pl.data.prefetch import PrefetchLoader

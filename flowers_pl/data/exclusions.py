@@ -11,13 +11,13 @@ from pathlib import Path
 from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import read_csv, write_csv
 from flowers_pl.data.cache import DecodedPhotos
-from flowers_pl.data.folder import LeftOut
+from flowers_pl.data.folder import EXCLUDED, LeftOut
 
 
 def write_exclusions(file: str | os.PathLike[str], listed: Iterable[LeftOut]) -> None:
     """Write the list that `read_exclusions` reads, and make its folder."""
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    write_csv(file, LeftOut._fields, listed)
+    write_csv(file, ("path", "reason"), (entry[:2] for entry in listed))
 
 
 def read_exclusions(file: str | os.PathLike[str]) -> dict[str, str]:
@@ -69,7 +69,7 @@ def leave_out(
             " give the list that was written for this folder, with paths relative to it."
         )
     excluded = [
-        LeftOut(path, f"is on the list {Path(file).name}: {listed[path]}".removesuffix(": "))
+        LeftOut(path, f"is on the list {Path(file).name}: {listed[path]}".removesuffix(": "), EXCLUDED)
         for path in known
         if path in listed
     ]

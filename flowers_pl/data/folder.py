@@ -14,6 +14,7 @@ from flowers_pl.core.text import printable
 
 log = logging.getLogger(__name__)
 NAMED = 20  # unreadable files that are named on screen
+UNREADABLE, TWO_CLASSES, EXCLUDED = "unreadable", "under two classes", "excluded"
 LAYOUT = "give a folder that holds one folder of photos for each class"
 
 
@@ -30,10 +31,17 @@ class Photo(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """A photo that takes no part, and why."""
+    """A photo that takes no part, and why.
+
+    Args:
+        path: see `Photo`.
+        reason: for people.
+        kind: for programs: `UNREADABLE`, `TWO_CLASSES` or `EXCLUDED`; empty in lists that do not say.
+    """
 
     path: str
     reason: str
+    kind: str = ""
 
 
 def files_below(root: Path) -> Iterator[str]:
@@ -153,13 +161,13 @@ def report_left_out(left_out: Sequence[LeftOut], root: str | os.PathLike[str], a
         FlowersError: there are such files, and it does not.
     """
     if left_out and not allowed:
-        path, reason = left_out[0]
+        path, reason, _ = left_out[0]
         raise FlowersError(
             f"--data.unreadable error: {len(left_out)} files below {str(root)!r} cannot be read, the first is"
             f" {path!r} ({reason}); repair or remove them, or name them in a list for --data.exclude, or give"
             " --data.unreadable skip."
         )
-    for path, reason in left_out[:NAMED]:
+    for path, reason, _ in left_out[:NAMED]:
         log.warning("Left out: %s (%s).", printable(path), reason)
     if len(left_out) > NAMED:
         log.warning("… and %d more, which the run's left_out.csv names.", len(left_out) - NAMED)

@@ -13,7 +13,7 @@ import numpy as np
 
 from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import read_csv, write_csv
-from flowers_pl.data.folder import LeftOut, Photo
+from flowers_pl.data.folder import TWO_CLASSES, LeftOut, Photo
 
 TRAIN, VAL = "train", "val"
 HEADER = ("path", "label", "side", "group")
@@ -61,7 +61,7 @@ def grouped_split(
     left_out = []
     for group in members.values():
         if len({photo.label for photo in group}) > 1:
-            left_out += [LeftOut(photo.path, _conflict(photo, group)) for photo in group]
+            left_out += [LeftOut(photo.path, _conflict(photo, group), TWO_CLASSES) for photo in group]
         else:
             by_class[group[0].label].append(group)
     for of_class in by_class.values():

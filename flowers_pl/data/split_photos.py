@@ -167,7 +167,7 @@ def _log_split(
         settings.root, len(class_names), sides.count(TRAIN), sides.count(VAL),
         f", {num_out} left out {why}" if known else "",
     )  # fmt: skip
-    for path, reason in conflicts:
+    for path, reason, _ in conflicts:
         log.warning("Left out: %s %s.", printable(path), printable(reason))
     for paths in straddling(placed).values():
         log.warning("Duplicates are on both sides of the split: %s.", printable(", ".join(paths)))

@@ -110,9 +110,7 @@ def _counts(classes: Sequence[str], placed: Sequence[Placed]) -> Iterator[tuple[
 
 
 def _left_out(left_out: Sequence[LeftOut]) -> str:
-    kinds = Counter(
-        "unreadable" if "stands under" not in photo.reason else "under two classes" for photo in left_out
-    )
+    kinds = Counter(photo.kind or "for a reason that was not recorded" for photo in left_out)
     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     return f"{len(left_out)} ({listed})" if listed else "0"
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
+from flowers_pl.core.files import expanded
 from flowers_pl.core.names import CONFIG, KEY, LAST, LEFT_OUT, SPLIT
 from flowers_pl.training.checkpoint_callback import MIDDLE
 from flowers_pl.training.checkpoint_files import read_checkpoint
@@ -29,12 +30,18 @@ def log_changes(file: Path, settings: str) -> bool:
     if not file.is_file():
         log.warning("%s is missing: settings are the defaults and those of the command line.", file)
         return True
-    old, new = (dict(_flat(yaml.safe_load(text))) for text in (file.read_text(), settings))
+    old, new = (dict(_flat(yaml.safe_load(text))) for text in (file.read_text(encoding="utf-8"), settings))
     names = sorted(name for name in old.keys() | new.keys() if name.partition(".")[0] not in COMMAND_ONLY)
-    changed = [name for name in names if old.get(name) != new.get(name)]
+    changed = [name for name in names if not _same(old.get(name), new.get(name))]
     for name in changed:
         log.info("Changed for this resume: --%s from %s to %s.", name, old.get(name), new.get(name))
     return bool(changed)
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Whether two settings are the same; a path of version 0.1.0 may be relative."""
+    paths = isinstance(old, str) and isinstance(new, str) and os.path.isabs(new)
+    return bool(old == new or (paths and expanded(old) == new))
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -65,7 +72,7 @@ def remove_unbegun(run: Path) -> None:
     """Remove the files of a run that ended before its first step: Lightning opens TensorBoard's early."""
     if (run / CONFIG).exists():
         return
-    for file in (*run.glob("events.out.tfevents.*"), run / SPLIT, run / LEFT_OUT):
+    for file in (*run.glob("events.out.tfevents.*"), run / "hparams.yaml", run / SPLIT, run / LEFT_OUT):
         file.unlink(missing_ok=True)
     if run.is_dir() and not any(run.iterdir()):
         run.rmdir()
