@@ -78,16 +78,17 @@ def options(command: str) -> str:
     groups: list[tuple[str, list[str]]] = [
         ("", [])
     ]  # title and table rows; what stands before them is the summary
-    summary = ""
+    summary = pending = ""
     for line in printed.getvalue().splitlines()[1:]:
         option = re.match(r"  (-\S.*?)(?:\s{2,}(.*)|$)", line)
         rows = groups[-1][1]
         if option is not None:
-            rows.append(row(option[1], option[2] or ""))
+            pending = option[1]
+            rows.append(row(pending, option[2] or ""))
         elif re.match(r"\S.*:$", line):
             groups.append(("" if line == "options:" else f"#### {line[:1].upper()}{line[1:-1]}", []))
         elif line.strip() and rows:  # a long option's help stands below it
-            rows[-1] = row(rows[-1].split("`")[1], line.strip())
+            rows[-1] = row(pending, line.strip())
         elif line.strip() and len(groups) == 1:
             summary += line
     head = "| option | what it does | default |\n|---|---|---|"
@@ -105,7 +106,7 @@ def row(option: str, text: str) -> str:
         what += f" One of {choices[1].replace(',', ', ')}."
     default = re.search(r"default: (.*?)(?:, known subclasses: .*)?\)$", text)
     cells = (
-        f"`{', '.join(names)}`",
+        ", ".join(f"`{name}`" for name in names),
         escaped(what[:1].upper() + what[1:]),
         f"`{default[1]}`" if default else "",
     )
@@ -113,8 +114,11 @@ def row(option: str, text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return text for a cell: what Markdown or HTML would take for markup stays as it is written."""
-    return re.sub(r"([*_`\[\]|])", r"\\\1", html.escape(text, quote=False))
+    """Return text for a cell: quoted names become code, and the rest stays as it is written."""
+    parts = re.split(r"`+(.+?)`+", text)
+    parts[::2] = [re.sub(r"([*_\[\]|])", r"\\\1", html.escape(part, quote=False)) for part in parts[::2]]
+    parts[1::2] = [f"`{part}`" for part in parts[1::2]]
+    return "".join(parts)
 
 
 def public_names() -> str:
