@@ -91,7 +91,7 @@ def options(command: str) -> str:
             rows[-1] = row(pending, line.strip())
         elif line.strip() and len(groups) == 1:
             summary += line
-    head = "| option | what it does | default |\n|---|---|---|"
+    head = "| option | default | what it does |\n|---|---|---|"
     tables = ["\n".join([title, "", head, *rows]) for title, rows in groups if rows]
     assert tables, f"{command} --help lists no option"
     return "\n\n".join([summary, *tables])
@@ -107,8 +107,8 @@ def row(option: str, text: str) -> str:
     default = re.search(r"default: (.*?)(?:, known subclasses: .*)?\)$", text)
     cells = (
         ", ".join(f"`{name}`" for name in names),
-        escaped(what[:1].upper() + what[1:]),
         f"`{default[1]}`" if default else "",
+        escaped(what[:1].upper() + what[1:]),
     )
     return f"| {' | '.join(cells)} |"
 
