@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flowers_pl.data.folder import EXCLUDED, TWO_CLASSES, UNREADABLE, LeftOut
+from flowers_pl.data.folder import EXCLUDED, TWO_CLASSES, UNREADABLE
 from flowers_pl.data.split import TRAIN, VAL, Placed
 from flowers_pl.export.model_card import TO_FILL_IN, model_card
 
@@ -15,12 +15,7 @@ PLACED = [
     *(Placed(f"a|b/{number}.jpg", "a|b", TRAIN, "") for number in range(7)),
     Placed("a|b/9.jpg", "a|b", VAL, ""),
 ]
-LEFT_OUT = [
-    LeftOut("daisy/torn.jpg", "truncated JPEG", UNREADABLE),
-    LeftOut("daisy/x.jpg", "stands under another class too: a|b/x.jpg", TWO_CLASSES),
-    LeftOut("a|b/x.jpg", "stands under another class too: daisy/x.jpg", TWO_CLASSES),
-    LeftOut("daisy/y.jpg", "is on the list clean.csv: stands under a tree", EXCLUDED),
-]
+LEFT_OUT = {UNREADABLE: 1, TWO_CLASSES: 2, EXCLUDED: 1}  # as a checkpoint counts them
 RESULTS = {
     "checkpoint": "/secret/best.ckpt",
     "judged": "validation photos; this side chose the checkpoint",
@@ -47,7 +42,13 @@ def settings(weights: str | None = "IMAGENET1K_V1") -> dict[str, Any]:
 
 def test_a_card_says_what_is_known() -> None:
     card = model_card(
-        facts(), settings(), PLACED, LEFT_OUT, RESULTS, {"final.onnx": "8.9 MB, agrees"}, "My model"
+        facts() | {"left_out": LEFT_OUT},
+        settings(),
+        PLACED,
+        4,
+        RESULTS,
+        {"final.onnx": "8.9 MB, agrees"},
+        "My model",
     )
     assert card.startswith("# My model\n")
     for line in (
@@ -80,13 +81,12 @@ def test_a_card_shows_how_its_files_are_run_each_kind_once() -> None:
 
 
 def test_photos_left_out_by_a_list_are_not_counted_as_unreadable() -> None:
-    card = model_card(facts(), settings(), PLACED, [LeftOut("daisy/y.jpg", "cannot be read", EXCLUDED)])
+    card = model_card(facts() | {"left_out": {EXCLUDED: 1}}, settings(), PLACED, 1)
     assert "Left out: 1 (1 excluded)." in card
 
 
-def test_a_list_of_0_1_0_has_no_kinds() -> None:
-    card = model_card(facts(), settings(), PLACED, [LeftOut("daisy/y.jpg", "cannot be read")])
-    assert "Left out: 1 (1 for a reason that was not recorded)." in card
+def test_a_checkpoint_of_0_1_0_does_not_count_kinds() -> None:
+    assert "Left out: 1." in model_card(facts(), settings(), PLACED, 1)
 
 
 def test_what_only_a_person_knows_is_left_to_fill_in() -> None:
