@@ -15,7 +15,7 @@ import flowers_pl
 
 ROOT = Path(__file__).parents[1]
 INCLUDED = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
-OPTIONS = re.compile(r"^<!-- options (\w+) -->$", re.MULTILINE)
+COMMANDS = "<!-- subcommands -->"
 NAMES = "<!-- public names -->"
 PAGES = {
     "DESIGN.md": "design.md",
@@ -39,8 +39,10 @@ TITLES = {
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """Fill in what a page only names; MkDocs calls this for each page."""
     markdown = INCLUDED.sub(lambda found: included(found[1]), markdown)
-    markdown = OPTIONS.sub(lambda found: options(found[1]), markdown)
-    return markdown.replace(NAMES, public_names()) if NAMES in markdown else markdown
+    for marker, make in ((COMMANDS, commands), (NAMES, public_names)):
+        if marker in markdown:
+            markdown = markdown.replace(marker, make())
+    return markdown
 
 
 def on_page_content(content: str, **kwargs: Any) -> str:
@@ -66,20 +68,31 @@ def included(name: str) -> str:
     return re.sub(r"\[([^\]]+)\]\(([^)]+)\)", link, (ROOT / name).read_text(encoding="utf-8"))
 
 
-def options(command: str) -> str:
-    """Return a subcommand's `--help` as a table for each group of options."""
+def commands() -> str:
+    """Return a section for each subcommand that `--help` lists."""
+    listed = re.search(r"\{(.*?)\}", help_lines("--help")[0])
+    assert listed is not None, "--help lists no subcommands"
+    return "\n\n".join(f"## {command}\n\n{options(command)}" for command in listed[1].split(","))
+
+
+def help_lines(*args: str) -> list[str]:
+    """Return what a command line prints, one line for each option."""
     printed = io.StringIO()
     with (
-        mock.patch.dict(os.environ, {"COLUMNS": "100000"}),  # one line for each option
+        mock.patch.dict(os.environ, {"COLUMNS": "100000"}),
         contextlib.redirect_stdout(printed),
         contextlib.suppress(SystemExit),
     ):
-        flowers_pl.main([command, "--help"])
-    groups: list[tuple[str, list[str]]] = [
-        ("", [])
-    ]  # title and table rows; what stands before them is the summary
+        flowers_pl.main(list(args))
+    return printed.getvalue().splitlines()
+
+
+def options(command: str) -> str:
+    """Return a subcommand's `--help` as a table for each group of options."""
+    lines = help_lines(command, "--help")
+    groups: list[tuple[str, list[str]]] = [("", [])]  # titles and rows
     summary = pending = ""
-    for line in printed.getvalue().splitlines()[1:]:
+    for line in lines[1:]:
         option = re.match(r"  (-\S.*?)(?:\s{2,}(.*)|$)", line)
         rows = groups[-1][1]
         if option is not None:
