@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from flowers_pl.data.folder import EXCLUDED, TWO_CLASSES, UNREADABLE
-from flowers_pl.data.split import TRAIN, VAL, Placed
+from flowers_pl.data.folder import EXCLUDED, TRAIN, TWO_CLASSES, UNREADABLE, VAL
+from flowers_pl.data.split import Placed
 from flowers_pl.export.model_card import TO_FILL_IN, model_card
 
 PLACED = [

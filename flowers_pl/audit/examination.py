@@ -35,7 +35,7 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
 from flowers_pl.data.decoding import UnreadablePhoto
 from flowers_pl.data.duplicates import duplicate_groups
-from flowers_pl.data.folder import Photo, class_folders, files_below
+from flowers_pl.data.folder import Photo, list_class_files
 from flowers_pl.data.split import Placed, grouped_split, notebook_split, read_split, straddling
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.features import pooled_features
@@ -62,10 +62,7 @@ def examine(
     Raises:
         FlowersError: there is no such folder, it holds no files, or the given split does not fit.
     """
-    classes = class_folders(root)
-    photos = sorted(
-        Photo(f"{label}/{path}", label) for label in classes for path in files_below(root / label)
-    )
+    classes, photos = list_class_files(root)
     if not photos:
         raise FlowersError(
             f"--data.root: the class folders of {str(root)!r} are all empty; put photos there."

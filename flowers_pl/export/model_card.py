@@ -13,7 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import flowers_pl
 from flowers_pl.core.text import printable
-from flowers_pl.data.split import TRAIN, VAL, Placed
+from flowers_pl.data.folder import TRAIN, VAL
+from flowers_pl.data.split import Placed
 
 TO_FILL_IN = "**to be filled in**"
 MEASURES = {

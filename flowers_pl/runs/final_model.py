@@ -18,7 +18,8 @@ from flowers_pl.core.system import processor
 from flowers_pl.core.text import plural
 from flowers_pl.data.batches import Prediction
 from flowers_pl.data.datamodule import FlowersDataModule
-from flowers_pl.data.split import TRAIN, VAL, Placed
+from flowers_pl.data.folder import TRAIN, VAL
+from flowers_pl.data.split import Placed
 from flowers_pl.runs.folder import readable_photos, rows_of, settings_of, split_of
 from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
