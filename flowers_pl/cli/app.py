@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from flowers_pl.cli.commands import RUN_NAME, SUMMARIES
 from flowers_pl.cli.mistakes import nearest
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.screen import prepare_streams, show
+from flowers_pl.core.text import printable
 
 if TYPE_CHECKING:
     from flowers_pl.core.signals import StopSignals
@@ -39,9 +41,10 @@ def main(args: list[str] | None = None) -> int:
     >>> main(["export", "--format", "coreml"])
     1
     """
+    prepare_streams()
     args = sys.argv[1:] if args is None else list(args)
     if args[:1] in (["-h"], ["--help"]):
-        print(HELP)
+        show(HELP)
         sys.exit(0)
     from flowers_pl.cli.messages import quieten  # takes seconds, because of torch and Lightning
     from flowers_pl.core.signals import Stopped, StopSignals
@@ -52,18 +55,20 @@ def main(args: list[str] | None = None) -> int:
         with StopSignals() as signals:
             _run(args, signals)
     except FlowersError as error:
-        print(f"flowers_pl: {error}", file=sys.stderr)
+        show(f"flowers_pl: {printable(str(error))}", sys.stderr)
         return 1
     except Stopped as stop:
         log.info("flowers_pl: %s", stop)
         return int(stop.code or 0)
+    except BrokenPipeError:  # written by a library; the reader has gone, and the work is not at fault
+        return 0
     except OSError as error:
         if error.errno in FULL:
-            print(f"flowers_pl: {error.strerror}; make room and start again.", file=sys.stderr)
+            show(f"flowers_pl: {error.strerror}; make room and start again.", sys.stderr)
         elif error.filename is not None:
-            print(
+            show(
                 f"flowers_pl: {str(error.filename)!r}: {error.strerror}; fix this and start again.",
-                file=sys.stderr,
+                sys.stderr,
             )
         else:
             raise

@@ -14,6 +14,7 @@ from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import check_writable, replacing
+from flowers_pl.core.screen import show
 from flowers_pl.data.exclusions import write_exclusions
 from flowers_pl.data.folder import class_folders
 from flowers_pl.data.split_photos import check_settings
@@ -93,7 +94,7 @@ def audit(
     _write(folder / "audit.txt", report(found) + "\n")
     _write(folder / "audit.json", json.dumps(found.as_dict(), indent=1) + "\n")
     _write(folder / "audit.html", page(found, most))
-    print(report(found, ON_SCREEN))
+    show(report(found, ON_SCREEN))
     log.info("Written to %s: audit.html, audit.txt, audit.json.", folder)
     if write is not None:
         listed = to_leave_out(found)

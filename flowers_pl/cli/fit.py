@@ -17,17 +17,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from flowers_pl.cli.checkpoints import check_not_in_config, checkpoint_to_resume
 from flowers_pl.cli.commands import RUN_NAME, SUMMARIES
 from flowers_pl.cli.evaluating import lines, metrics_of
-from flowers_pl.cli.options import Options
+from flowers_pl.cli.options import Options, given
 from flowers_pl.cli.trainer import choose_precision, make_trainer, seed
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable
-from flowers_pl.core.names import BEST, CARD, CONFIG, CURVES, LAST, METRICS, RUNS
+from flowers_pl.core.names import BEST, CARD, CONFIG, CURVES, KEY, LAST, METRICS, RUNS
+from flowers_pl.core.screen import show
 from flowers_pl.core.signals import Stopped, StopSignals, end_with_launcher, lost_contact
-from flowers_pl.core.text import plural
+from flowers_pl.core.text import plural, printable
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.network.weights import check_weights
 from flowers_pl.runs.final_model import NUM_CHECKED, write_final
-from flowers_pl.runs.folder import unused_run_name
+from flowers_pl.runs.ownership import RunFolder
 from flowers_pl.runs.progress import EpochLines
 from flowers_pl.runs.results import draw_curves, validation_images
 from flowers_pl.runs.settings import RunSettings
@@ -66,6 +67,7 @@ class Run:
 
     Args:
         folder: where all that it leaves goes.
+        owned: the same, where this process owns it; None on other ranks, and in a trial that leaves nothing.
         checkpoint: what it resumes from, if anything.
         changed: whether its settings differ from those that the checkpoint was trained with.
         settings: of the command line.
@@ -75,6 +77,7 @@ class Run:
     """
 
     folder: Path
+    owned: RunFolder | None
     checkpoint: Path | None
     changed: bool
     settings: Namespace
@@ -91,6 +94,14 @@ def run(args: list[str], signals: StopSignals) -> None:
         signals: end the program where it can be resumed.
     """
     made = _make(args, signals)
+    try:
+        _run(made)
+    finally:
+        if made.owned is not None:
+            made.owned.release()
+
+
+def _run(made: Run) -> None:
     if made.checkpoint and not made.changed and finished(made.checkpoint) and _is_concluded(made):
         log.info("This run is finished; its results are in %s.", made.folder)
         return
@@ -155,68 +166,74 @@ def _make(args: list[str], signals: StopSignals) -> Run:
     options = parser(checkpoint)
     settings = options.parse(args)
     check_not_in_config(settings, ckpt_path=checkpoint)
+    if checkpoint and not (given("--data.root", args) or os.path.isabs(settings.data.root)):
+        settings.data.root = read_checkpoint(checkpoint)[KEY]["data"]["root"]  # config.yaml of 0.1.0
     seed(settings)
     choose_precision(settings)
-    folder, checkpoint = _run_folder(settings, checkpoint)
-    changed = False
     if checkpoint is None:
         check_weights(settings.model.weights)
-    else:
-        changed = log_changes(folder / CONFIG, options.parser.dump(settings, skip_unset=False))
-    if not getattr(rank_zero_only, "rank", 0):  # only the first rank writes
-        check_writable(folder)
-    made = options.parser.instantiate(settings)
+    folder, owned, checkpoint = _run_folder(settings, checkpoint)
+    try:
+        written = options.dump(settings)
+        changed = checkpoint is not None and log_changes(folder / CONFIG, written)
+        made = options.parser.instantiate(settings)
+        trainer = _trainer(made, args, folder, RunSettings(folder / CONFIG, written), signals)
+    except BaseException:
+        if owned is not None:
+            owned.release()
+        raise
+    return Run(folder, owned, checkpoint, changed, settings, made.model, made.data, trainer)
+
+
+def _trainer(
+    made: Namespace, args: list[str], folder: Path, writer: RunSettings, signals: StopSignals
+) -> L.Trainer:
     own = [made[name] for name in CALLBACKS]
     if made.trainer.fast_dev_run:
-        trainer = make_trainer(made.trainer, args, own)
-    else:
-        callbacks = [
-            EpochLines(),
-            Throughput(),
-            DataFiles(folder),
-            LogPredictions(),
-            RunCheckpoints(str(folder), settings.save_every_n_steps, signals),
-            FitNovelty(),
-            *own,
-            RunSettings(folder / CONFIG, options.parser.dump(settings, skip_unset=False)),
-        ]
-        trainer = make_trainer(
-            made.trainer,
-            args,
-            callbacks,
-            default_root_dir=made.trainer.default_root_dir or str(folder),
-            logger=[
-                TensorBoardLogger(folder.parent, folder.name, version="", default_hp_metric=False),
-                EpochTable(folder / METRICS),
-            ],
-            plugins=[*(made.trainer.plugins or []), AtomicCheckpointIO()],
-        )
-    return Run(folder, checkpoint, changed, settings, made.model, made.data, trainer)
+        return make_trainer(made.trainer, args, own)
+    checkpoints = RunCheckpoints(str(folder), made.save_every_n_steps, signals)
+    watching = [EpochLines(), Throughput(), DataFiles(folder), LogPredictions()]
+    given = made.trainer.logger
+    loggers: list[Any] = [EpochTable(folder / METRICS)]
+    if given is not False:
+        board = TensorBoardLogger(folder.parent, folder.name, version="", default_hp_metric=False)
+        loggers = [board, *loggers, *(given if isinstance(given, list) else [given])]
+    return make_trainer(
+        made.trainer,
+        args,
+        [*watching, checkpoints, FitNovelty(), *own, writer],
+        default_root_dir=made.trainer.default_root_dir or str(folder),
+        logger=[logger for logger in loggers if not isinstance(logger, bool) and logger is not None],
+        plugins=[*(made.trainer.plugins or []), AtomicCheckpointIO()],
+    )
 
 
-def _run_folder(settings: Namespace, checkpoint: Path | None) -> tuple[Path, Path | None]:
-    """Return the run's folder, and the checkpoint to resume from, also where a job was started again."""
-    if checkpoint is not None:
-        return checkpoint.parent, checkpoint
-    if "LOCAL_RANK" in os.environ and RUN_NAME in os.environ:
+def _run_folder(settings: Namespace, checkpoint: Path | None) -> tuple[Path, RunFolder | None, Path | None]:
+    """Return the run's folder, its owner on the first rank, and the checkpoint to resume from, also where a
+    job was started again."""
+    if "LOCAL_RANK" in os.environ and RUN_NAME in os.environ:  # launched by the process that owns the run
         end_with_launcher()
-        return RUNS / os.environ[RUN_NAME], None
-    name = settings.run_name or job_name() or unused_run_name(time.strftime("%Y%m%d-%H%M%S"))
-    if Path(name).name != name or name == "..":
+        return checkpoint.parent if checkpoint else RUNS / os.environ[RUN_NAME], None, checkpoint
+    first = not getattr(rank_zero_only, "rank", 0) and not settings.trainer.fast_dev_run
+    if checkpoint is not None:
+        check_writable(checkpoint.parent)
+        owned = RunFolder.enter(checkpoint.parent, resume=True) if first else None
+        return checkpoint.parent, owned, checkpoint
+    if first:
+        check_writable(RUNS)
+    name, owned = settings.run_name or job_name(), None
+    if name is not None and (Path(name).name != name or name == ".."):
         raise FlowersError(f"--run_name must be the name of a folder below {RUNS}, not {name!r}.")
-    last: Path | None = RUNS / name / LAST
-    assert last is not None
-    if not last.exists():
-        last = None
-    elif not restarted():
-        raise FlowersError(
-            f"--run_name: {str(RUNS / name)!r} exists already; choose another name, or resume with"
-            f" --ckpt_path {last}."
-        )
-    else:
-        read_checkpoint(last)
-    os.environ[RUN_NAME] = name
-    return RUNS / name, last
+    if first:
+        now = time.strftime("%Y%m%d-%H%M%S")
+        owned = RunFolder.enter(RUNS / name, restarted()) if name else RunFolder.new(RUNS, now)
+    folder = owned.path if owned else RUNS / (name or "run")
+    os.environ[RUN_NAME] = folder.name
+    last = folder / LAST
+    if not (restarted() and last.exists()):
+        return folder, owned, None
+    read_checkpoint(last)
+    return folder, owned, last
 
 
 def _train(made: Run) -> None:
@@ -266,16 +283,17 @@ def _conclude(made: Run, best_epoch: int, metrics: dict[str, float]) -> None:
         best = made.folder / BEST
         write_final(made.model.cpu(), best, final, data.root, data.placed, NUM_CHECKED, results=results)
     log.info("Best epoch: %d. On the validation side, which chose it:", best_epoch + 1)
-    print(lines(metrics))
+    show(lines(metrics))
     log.info("Everything of this run is in %s; 'tensorboard --logdir %s' shows it.", made.folder, RUNS)
 
 
 def _log_settings(trainer: L.Trainer, settings: dict[str, Any], metrics: dict[str, float]) -> None:
     """Give TensorBoard the run's settings beside its result."""
     chosen = {
-        f"{group}.{name}": str(value)
+        f"{group}.{name}": printable(str(value))
         for group in ("model", "data", "unfreeze", "early_stopping", "average")
         for name, value in settings[group].items()
     }
-    for board in trainer.loggers:
-        board.log_hyperparams(chosen, {f"best/{name}": value for name, value in metrics.items()})
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(chosen, {f"best/{name}": value for name, value in metrics.items()})

@@ -12,10 +12,17 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning import Trainer
+from torchvision.models import MobileNet_V2_Weights
 
 from flowers_pl.cli.mistakes import explain_mistake
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import expand_home, expanded
 
+PATHS = (
+    "data.root", "data.exclude", "data.split", "data.test_root", "data.predict_root", "data.cache_dir",
+    "model.weights", "ckpt_path", "exported", "out", "images", "output", "write",
+)  # fmt: skip
+NAMES = {"grouped", "notebook", *MobileNet_V2_Weights.__members__}  # that stand where a path may
 PROGRAM = "python -m flowers_pl"
 RECIPE = {
     "trainer.max_epochs": -1,  # as many as the stages have
@@ -90,13 +97,29 @@ class Options:
             SystemExit: it asks for help or for the configuration, which has been printed.
         """
         try:
-            return self.parser.parse_args(args)
+            settings = self.parser.parse_args(args)
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             files, self.parser.default_config_files = self.parser.default_config_files, []
             for file in files:
                 explain_mistake(self.parser, self.types, self.command, ["--config", str(file)], error)
             said = explain_mistake(self.parser, self.types, self.command, args, error)
             raise FlowersError(f"{said} (see '{PROGRAM} {self.command} --help')") from error
+        for name, path in _paths(settings):
+            settings[name] = expand_home(path)
+        return settings
+
+    def dump(self, settings: Namespace) -> str:
+        """Write settings as YAML, with absolute paths: a run may be resumed from another working folder."""
+        absolute = settings.clone()
+        for name, path in _paths(settings):
+            absolute[name] = expanded(path)
+        return str(self.parser.dump(absolute, skip_unset=False))
+
+
+def _paths(settings: Namespace) -> list[tuple[str, str]]:
+    """Return the settings that are paths."""
+    values = [(name, settings.get(name)) for name in PATHS]
+    return [(name, value) for name, value in values if isinstance(value, str) and value not in NAMES]
 
 
 def given(option: str, args: list[str]) -> str | None:
@@ -104,7 +127,7 @@ def given(option: str, args: list[str]) -> str | None:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument(option, nargs="?", dest="value")
     value = first.parse_known_args(args)[0].value
-    return None if value in (None, "", "null") else str(value)
+    return None if value in (None, "", "null") else expand_home(str(value))
 
 
 def asks_for_help(args: list[str]) -> bool:

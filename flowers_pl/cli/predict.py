@@ -14,6 +14,7 @@ from flowers_pl.cli.evaluating import prepare
 from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.names import PREDICTIONS, TEST_JSON
+from flowers_pl.core.screen import show
 from flowers_pl.core.text import plural
 from flowers_pl.data.batches import Prediction
 from flowers_pl.evaluation.predictions import prediction_rows, prediction_table, write_predictions
@@ -40,7 +41,7 @@ def run(args: list[str]) -> None:
         log.warning("%s is overwritten; it may be that of 'test' (--out names another file).", file)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_predictions(file, rows, classes)
-    print(*prediction_table(rows), sep="\n")
+    show("\n".join(prediction_table(rows)))
     if failed == len(rows):
         raise FlowersError(
             f"--data.predict_root: nothing in {data.predict_root!r} can be read as a photo; {file} gives the"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.evaluating import lines, prepare
+from flowers_pl.core.screen import show
 from flowers_pl.runs.results import validation_images
 
 
@@ -12,5 +13,5 @@ def run(args: list[str]) -> None:
     evaluation = prepare("validate", SUMMARIES["validate"], args, output=lambda settings, folder: None)
     metrics = evaluation.metrics(evaluation.trainer.validate, evaluation.load())
     count = len(evaluation.data.reported_photos)
-    print(f"{count} {validation_images(evaluation.data)}; this side chose the checkpoint.")
-    print(lines(metrics))
+    show(f"{count} {validation_images(evaluation.data)}; this side chose the checkpoint.")
+    show(lines(metrics))

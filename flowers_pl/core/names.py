@@ -5,6 +5,7 @@ from pathlib import Path
 RUNS = Path("checkpoints")
 BEST, LAST = "best.ckpt", "last.ckpt"
 CONFIG = "config.yaml"
+OWNER = "owner.json"  # while a process is training there
 SPLIT, LEFT_OUT, METRICS = "split.csv", "left_out.csv", "metrics.csv"
 PREDICTIONS = "predictions.csv"  # of `predict` and of `test`
 TEST_JSON, TEST_TEXT = "test.json", "test.txt"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import read_csv
-from flowers_pl.core.names import KEY, RUNS, SPLIT
+from flowers_pl.core.names import KEY, SPLIT
 from flowers_pl.core.text import printable
 from flowers_pl.data.decoding import UnreadablePhoto, read_photo
 from flowers_pl.data.split import Placed
@@ -63,9 +62,3 @@ def readable_photos(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Ten
             log.warning("Left out: %s (%s).", printable(path), reason)
             continue
         yield path, photo
-
-
-def unused_run_name(name: str) -> str:
-    """Return a name like this one that no run has: two may start in one second."""
-    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
-    return next(candidate for candidate in names if not (RUNS / candidate).exists())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import PurePath
 from typing import Any
 
 import lightning as L
@@ -11,16 +12,27 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
+from flowers_pl.core.screen import show
+from flowers_pl.core.text import printable
+
 log = logging.getLogger(__name__)
 
 
 class AboveBars(logging.Handler):
     """Writes log lines to standard error, each on a line of its own above the progress bars."""
 
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record, the texts and paths in it made printable: they may be names of files."""
+        if isinstance(record.args, tuple):
+            given = (printable(str(arg)) if isinstance(arg, str | PurePath) else arg for arg in record.args)
+            record = logging.makeLogRecord(record.__dict__ | {"args": tuple(given)})
+        return super().format(record)
+
     def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
-            sys.stderr.flush()
+            with tqdm.external_write_mode(file=sys.stderr):
+                show(self.format(record), sys.stderr)
         except Exception:
             self.handleError(record)
 
@@ -64,6 +76,6 @@ def bars_for(wanted: bool | None, given: list[L.Callback]) -> tuple[bool, list[L
         wanted: `--trainer.enable_progress_bar`; None to show them on a terminal only.
         given: the user's callbacks.
     """
-    shown = sys.stdout.isatty() if wanted is None else wanted
+    shown = sys.stdout is not None and sys.stdout.isatty() if wanted is None else wanted
     own = any(isinstance(callback, ProgressBar) for callback in given)
     return shown or own, [EpochBar()] if shown and not own else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, Self
@@ -147,6 +148,7 @@ class FlowerModel(L.LightningModule):
             "stage": asdict(self.stage),
             "precision": str(self.trainer.precision),
             "data": self._data.settings() if self._data else {},
+            "left_out": dict(Counter(photo.kind for photo in self._data.left_out)) if self._data else {},
             "unlike": self.novelty.state() if self.novelty else None,
         }
 

@@ -11,7 +11,11 @@ from typing import Any
 import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
+<<<<<<< HEAD
 from flowers_pl.core.errors import FlowersError
+=======
+from flowers_pl.core.files import expanded
+>>>>>>> main
 from flowers_pl.core.names import CONFIG, KEY, LAST, LEFT_OUT, SPLIT
 from flowers_pl.training.checkpoint_callback import MIDDLE
 from flowers_pl.training.checkpoint_files import read_checkpoint
@@ -51,12 +55,22 @@ def log_changes(file: Path, settings: str) -> bool:
     if not file.is_file():
         log.warning("%s is missing: settings are the defaults and those of the command line.", file)
         return True
+<<<<<<< HEAD
     old, new = dict(_flat(read_settings(file))), dict(_flat(yaml.safe_load(settings)))
+=======
+    old, new = (dict(_flat(yaml.safe_load(text))) for text in (file.read_text(encoding="utf-8"), settings))
+>>>>>>> main
     names = sorted(name for name in old.keys() | new.keys() if name.partition(".")[0] not in COMMAND_ONLY)
-    changed = [name for name in names if old.get(name) != new.get(name)]
+    changed = [name for name in names if not _same(old.get(name), new.get(name))]
     for name in changed:
         log.info("Changed for this resume: --%s from %s to %s.", name, old.get(name), new.get(name))
     return bool(changed)
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Whether two settings are the same; a path of version 0.1.0 may be relative."""
+    paths = isinstance(old, str) and isinstance(new, str) and os.path.isabs(new)
+    return bool(old == new or (paths and expanded(old) == new))
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
