@@ -102,6 +102,9 @@ class Options:
         try:
             settings = self.parser.parse_args(args)
         except (argparse.ArgumentError, TypeError, ValueError) as error:
+            files, self.parser.default_config_files = self.parser.default_config_files, []
+            for file in files:
+                explain_mistake(self.parser, self.types, self.command, ["--config", str(file)], error)
             said = explain_mistake(self.parser, self.types, self.command, args, error)
             raise FlowersError(f"{said} (see '{PROGRAM} {self.command} --help')") from error
         for name, path in _paths(settings):
