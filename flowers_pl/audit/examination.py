@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+<<<<<<< HEAD
 from collections.abc import Iterable, Iterator, Sequence
+=======
+from collections.abc import Iterable, Mapping, Sequence
+>>>>>>> main
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +39,13 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
 from flowers_pl.data.decoding import UnreadablePhoto
 from flowers_pl.data.duplicates import duplicate_groups
+<<<<<<< HEAD
 from flowers_pl.data.folder import Photo, class_folders, files_below
 from flowers_pl.data.split import grouped_split, notebook_split, read_split, straddling
+=======
+from flowers_pl.data.folder import Photo, list_class_files, split_folders
+from flowers_pl.data.split import Placed, grouped_split, notebook_split, read_split, straddling
+>>>>>>> main
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.features import pooled_features
 from flowers_pl.network.mobilenet import FlowerNet
@@ -62,10 +71,14 @@ def examine(
     Raises:
         FlowersError: there is no such folder, it holds no files, or the given split does not fit.
     """
+<<<<<<< HEAD
     class_names = class_folders(root)
     photos = sorted(
         Photo(f"{label}/{path}", label) for label in class_names for path in files_below(root / label)
     )
+=======
+    classes, photos = list_class_files(root)
+>>>>>>> main
     if not photos:
         raise FlowersError(
             f"--data.root: the class folders of {str(root)!r} are all empty; put photos there."
@@ -80,6 +93,7 @@ def examine(
             entry.name for entry in root.iterdir() if entry.is_file() and not entry.name.startswith(".")
         ),
     )
+<<<<<<< HEAD
     findings.faults += [Fault(UNREADABLE, path, reason) for path, reason in decoded.left_out]
     _examine_headers(findings, root, decoded.photos, image_size)
     _examine_pixels(findings, decoded)
@@ -92,6 +106,16 @@ def examine(
     else:
         _examine_features(findings, decoded, groups, _features(decoded, network, workers))
     return findings
+=======
+    found.faults += [Fault(UNREADABLE, entry.path, entry.reason) for entry in decoded.left_out]
+    _read_headers(found, root, decoded.photos, image_size)
+    _look(found, decoded)
+    found.duplicates = _duplicates(decoded, groups)
+    sides = split_folders(root)
+    found.straddling = _straddling(decoded.photos, groups, split, val_fraction, split_seed, sides)
+    _check_labels(found, decoded, groups, network, workers)
+    return found
+>>>>>>> main
 
 
 def _count(class_names: Sequence[str], photos: Iterable[Photo]) -> dict[str, int]:
@@ -167,13 +191,23 @@ def _duplicates(decoded: DecodedPhotos, groups: np.ndarray) -> list[Duplicates]:
 
 
 def _straddling(
-    photos: list[Photo], groups: np.ndarray, split: str | None, val_fraction: float, split_seed: int
+    photos: list[Photo],
+    groups: np.ndarray,
+    split: str | None,
+    val_fraction: float,
+    split_seed: int,
+    sides: Mapping[str, str],
 ) -> dict[str, list[list[str]]]:
     """Find what straddles the notebook's split, this program's and a given one, by the groups found here."""
     splits = {
         "notebook": notebook_split(photos, groups, val_fraction),
         "grouped": grouped_split(photos, groups, val_fraction, split_seed)[0],
     }
+    if sides:  # the folders that are trained, validated and tested on
+        splits["folders"] = [
+            Placed(photo.path, photo.label, sides[photo.path.partition("/")[0]], photos[group].path)
+            for photo, group in zip(photos, groups.tolist(), strict=True)
+        ]
     if split is not None and split not in splits:
         group_of = {
             photo.path: photos[group].path for photo, group in zip(photos, groups.tolist(), strict=True)

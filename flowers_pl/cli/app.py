@@ -13,6 +13,7 @@ from flowers_pl.cli.commands import RUN_NAME, SUMMARIES
 from flowers_pl.cli.mistakes import nearest
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.screen import prepare_streams, show
+from flowers_pl.core.text import printable
 
 if TYPE_CHECKING:
     from flowers_pl.core.signals import StopSignals
@@ -54,7 +55,7 @@ def main(args: list[str] | None = None) -> int:
         with StopSignals() as signals:
             _run(args, signals)
     except FlowersError as error:
-        show(f"flowers_pl: {error}", sys.stderr)
+        show(f"flowers_pl: {printable(str(error))}", sys.stderr)
         return 1
     except Stopped as stop:
         log.info("flowers_pl: %s", stop)

@@ -24,7 +24,7 @@ from flowers_pl.core.files import check_writable
 from flowers_pl.core.names import BEST, CARD, CONFIG, CURVES, KEY, LAST, METRICS, RUNS
 from flowers_pl.core.screen import show
 from flowers_pl.core.signals import Stopped, StopSignals, end_with_launcher, lost_contact
-from flowers_pl.core.text import plural
+from flowers_pl.core.text import plural, printable
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.network.weights import check_weights
 from flowers_pl.runs.final_model import NUM_CHECKED, write_final
@@ -280,9 +280,10 @@ def _conclude(made: Run, best_epoch: int, metrics: dict[str, float]) -> None:
 def _log_settings(trainer: L.Trainer, settings: dict[str, Any], metrics: dict[str, float]) -> None:
     """Give TensorBoard the run's settings beside its result."""
     chosen = {
-        f"{group}.{name}": str(value)
+        f"{group}.{name}": printable(str(value))
         for group in ("model", "data", "unfreeze", "early_stopping", "average")
         for name, value in settings[group].items()
     }
-    for board in trainer.loggers:
-        board.log_hyperparams(chosen, {f"best/{name}": value for name, value in metrics.items()})
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(chosen, {f"best/{name}": value for name, value in metrics.items()})

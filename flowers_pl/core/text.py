@@ -1,8 +1,11 @@
-"""Text that is shown: file names made printable, counts with their nouns."""
+"""Text that is shown or written: names made printable, bytes escaped, counts with their nouns."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
+
+JOINERS = "\u200c\u200d"  # invisible, but parts of emoji and of words in Persian and Indic scripts
 
 
 def printable(name: str) -> str:
@@ -10,12 +13,28 @@ def printable(name: str) -> str:
 
     Control characters, marks that turn the writing direction and bytes that are not UTF-8 become escapes.
 
-    >>> printable("rose\n.jpg")
-    'rose\\n.jpg'
+    >>> print(printable("rose\n.jpg"), printable("latin \udce8.jpg"))
+    rose\n.jpg latin \xe8.jpg
     """
     return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name
+        letter if letter.isprintable() or letter in JOINERS else _escape(letter) for letter in name
     )
+
+
+def _escape(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # a byte that is not UTF-8, as `surrogateescape` holds it
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode()
+
+
+def text_width(text: str) -> int:
+    """Count the columns that a text takes on a terminal: East Asian letters take two, accents none.
+
+    >>> text_width("rose"), text_width("玫瑰")
+    (4, 4)
+    """
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.category(letter) in ("Mn", "Cf") for letter in text)
 
 
 def plural(number: int, noun: str) -> str:
@@ -34,7 +53,7 @@ def escape_bytes(text: str) -> str:
     latin \xe8.jpg a\\b
     """
     doubled = text.replace("\\", "\\\\")
-    return re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", doubled)
+    return re.sub("[\udc80-\udcff]", lambda byte: _escape(byte[0]), doubled)
 
 
 def unescape_bytes(text: str) -> str:
@@ -48,3 +67,12 @@ def unescape_bytes(text: str) -> str:
         return chr(0xDC00 + int(escape[1], 16)) if escape[1] else "\\"
 
     return re.sub(r"\\\\|\\x([89a-f][0-9a-f])", original, text)
+
+
+def nfc(name: str) -> str:
+    """Compose letters and marks, so that names compare equal as they look equal (Unicode's form NFC).
+
+    >>> nfc("Ga\u0308nseblu\u0308mchen") == "G\u00e4nsebl\u00fcmchen"
+    True
+    """
+    return unicodedata.normalize("NFC", name)

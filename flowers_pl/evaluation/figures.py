@@ -15,8 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from flowers_pl.core.text import plural
+from flowers_pl.core.text import plural, printable, text_width
 from flowers_pl.evaluation.calibration import BINS
+from flowers_pl.evaluation.fonts import FontedFigure
 from flowers_pl.evaluation.report import Report
 
 BLUE, SKY, ORANGE, GREY = "#0072B2", "#56B4E9", "#D55E00", "#666666"
@@ -28,7 +29,7 @@ CELLS = ((8, 0.85, 10.0), (40, 0.56, 7.5), (MOST_NAMED, 0.23, 0.0))  # up to so 
 
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure, its size in inches."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = FontedFigure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -41,8 +42,9 @@ def figure_pixels(figure: Figure) -> np.ndarray:
 
 
 def short_name(name: str, longest: int = LONGEST) -> str:
-    """Return a name as matplotlib text: cut where it is long, its dollar signs no formula."""
-    return (name if len(name) <= longest else name[: longest - 1] + "…").replace("$", r"\$")
+    """Return a name as matplotlib text: printable, cut where it is long, its dollar signs no formula."""
+    text = printable(name)
+    return (text if len(text) <= longest else text[: longest - 1] + "…").replace("$", r"\$")
 
 
 def show_image(axes: Axes, pixels: np.ndarray) -> None:
@@ -130,7 +132,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], title: str = "C
     cell, size = next(
         ((cell, size) for most, cell, size in CELLS if len(classes) <= most), (12 / len(classes), 0.0)
     )
-    side, longest = cell * len(classes), 0.09 * max(map(len, names), default=0)
+    side, longest = cell * len(classes), 0.09 * max(map(text_width, names), default=0)
     figure = new_figure(max(side + longest + 2.4, 5), side + 1.3 + (0.75 * longest if longest > cell else 0))
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -236,7 +238,7 @@ def misclassified(
         names = f"truth: {short_name(truth)}\npredicted: {short_name(predicted)}"
         axes.set_title(f"{names}\nprobability {share:.1%}", fontsize=9)
         if paths is not None:
-            path = paths[index]
+            path = printable(paths[index])
             shown = path if len(path) <= 40 else "…" + path[-39:]
             axes.set_xlabel(short_name(shown, 40), fontsize=8, color=GREY)
     part = f"{len(photos)} of {total}" if total is not None and total > len(photos) else str(len(photos))

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from flowers_pl.core.files import write_csv
-from flowers_pl.core.text import printable
+from flowers_pl.core.text import printable, text_width
 from flowers_pl.data.batches import Prediction
+
+RESERVED = ("path", "label", "unlike", "unknown", "error")  # columns that are not those of a class
 
 
 class Row(NamedTuple):
@@ -51,9 +53,18 @@ def prediction_rows(
 
 
 def write_predictions(file: str | os.PathLike[str], rows: Sequence[Row], class_names: Sequence[str]) -> None:
-    """Write the columns path, label, a probability per class, unlike and unknown where known, and error."""
+    """Write the columns path, label, a probability per class, unlike and unknown where known, and error.
+
+    A class whose name is that of another column has the column `class:NAME`.
+    """
     scored = any(row.unlike is not None for row in rows)
-    header = ["path", "label", *class_names, *(("unlike", "unknown") if scored else ()), "error"]
+    header = [
+        "path",
+        "label",
+        *class_columns(class_names),
+        *(("unlike", "unknown") if scored else ()),
+        "error",
+    ]
     no_shares = [""] * len(class_names)
     cells = (
         [
@@ -68,6 +79,22 @@ def write_predictions(file: str | os.PathLike[str], rows: Sequence[Row], class_n
     write_csv(file, header, cells)
 
 
+def class_columns(class_names: Sequence[str]) -> list[str]:
+    """Return the names of the classes' columns, no two of them the same.
+
+    >>> class_columns(["daisy", "unknown"])
+    ['daisy', 'class:unknown']
+    """
+    columns = {name: name for name in class_names if name not in RESERVED}
+    for name in class_names:
+        if name in RESERVED:
+            column = f"class:{name}"
+            while column in columns:  # a class may be called that
+                column = f"class:{column}"
+            columns[name] = column
+    return [columns[name] for name in class_names]
+
+
 def _novelty(row: Row) -> tuple[str, str]:
     return ("", "") if row.unlike is None else (f"{row.unlike:.4f}", "yes" if row.unknown else "no")
 
@@ -75,9 +102,11 @@ def _novelty(row: Row) -> tuple[str, str]:
 def prediction_table(rows: Sequence[Row], most: int = 20) -> Iterator[str]:
     """Yield lines for the screen, of the first `most` photos: path, then label and probability or error."""
     names = [printable(row.path) for row in rows[:most]]
-    width = max(map(len, names), default=0)
+    width = max(map(text_width, names), default=0)
     for name, row in zip(names, rows, strict=False):
         doubt = f"  probably none of the classes (unlike {row.unlike:.3f})" if row.unknown else ""
-        yield f"{name:<{width}}  " + (row.error or f"{row.label:<12} {max(row.probabilities):6.1%}{doubt}")
+        gap, label = " " * (width - text_width(name) + 2), printable(row.label)
+        label += " " * (12 - text_width(label))
+        yield f"{name}{gap}" + (printable(row.error) or f"{label} {max(row.probabilities):6.1%}{doubt}")
     if len(rows) > most:
         yield f"… and {len(rows) - most} more"

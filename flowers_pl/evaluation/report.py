@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.text import printable, text_width
 from flowers_pl.evaluation.calibration import BINS, Bins, bin_predictions
 
 LEVEL = 95  # per cent, of the intervals
@@ -92,16 +93,18 @@ class Report:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        yield f"{self.num_images} {self.evaluated_on}."
+        yield f"{self.num_images} {printable(self.evaluated_on)}."
         if self.chose_checkpoint:
             yield CAUTION
-        width = max(*map(len, self.classes), len("macro average"))
-        row = f"{{:>{width}}}  {{:>9.4f}} {{:>9.4f}} {{:>9.4f}} {{:>9}}"
+        names = [printable(name) for name in (*self.classes, "macro average")]
+        width = max(map(text_width, names))
         yield ""
         yield f"{'':>{width}}  {'precision':>9} {'recall':>9} {'F1':>9} {'images':>9}"
-        for cells in self._class_metrics():
-            yield row.format(*cells)
-        yield row.format("macro average", *self.macro.values(), self.num_images)
+        rows = [row[1:] for row in self._class_metrics()]
+        for name, row in zip(names, [*rows, (*self.macro.values(), self.num_images)], strict=True):
+            precision, recall, f1, count = row
+            indent = " " * (width - text_width(name))
+            yield f"{indent}{name}  {precision:>9.4f} {recall:>9.4f} {f1:>9.4f} {count:>9}"
         if absent := len(self.classes) - int(self.occurring.sum()):
             yield f"Classes that never occur, which the macro average leaves out: {absent}."
         yield ""

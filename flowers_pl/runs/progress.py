@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import PurePath
 from typing import Any
 
 import lightning as L
@@ -12,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
 from flowers_pl.core.screen import show
+from flowers_pl.core.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +21,15 @@ log = logging.getLogger(__name__)
 class AboveBars(logging.Handler):
     """Writes log lines to standard error, each on a line of its own above the progress bars."""
 
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record, the texts and paths in it made printable: they may be names of files."""
+        if isinstance(record.args, tuple):
+            given = (printable(str(arg)) if isinstance(arg, str | PurePath) else arg for arg in record.args)
+            record = logging.makeLogRecord(record.__dict__ | {"args": tuple(given)})
+        return super().format(record)
+
     def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
         try:
             with tqdm.external_write_mode(file=sys.stderr):
                 show(self.format(record), sys.stderr)

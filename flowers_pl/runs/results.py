@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from flowers_pl.core.errors import reason_of
+from flowers_pl.core.files import write_json
 from flowers_pl.core.names import CURVES, METRICS, PLOTS, PREDICTIONS, TEST_JSON, TEST_TEXT
 from flowers_pl.core.text import printable
 from flowers_pl.data.batches import Prediction
@@ -42,8 +43,13 @@ def log_pictures(folder: Path) -> None:
         old.unlink()
     with SummaryWriter(str(folder)) as writer:
         for file in sorted(folder.glob("*.png")):
-            with Image.open(file) as picture:
-                writer.add_image(file.stem, np.asarray(picture.convert("RGB")), dataformats="HWC")
+            try:
+                with Image.open(file) as picture:
+                    pixels = np.asarray(picture.convert("RGB"))
+            except (OSError, ValueError, Image.DecompressionBombError) as error:  # not one of ours
+                log.warning("TensorBoard does not show %s: %s.", file, reason_of(error))
+                continue
+            writer.add_image(printable(file.stem), pixels, dataformats="HWC")
 
 
 def draw_curves(run: Path, best_epoch: int) -> None:
@@ -83,8 +89,8 @@ def write_report(
     )
     write_predictions(run / PREDICTIONS, rows, class_names)
     checkpoint = {"checkpoint": str(ckpt), "step": read_checkpoint(ckpt)["global_step"]}
-    (run / TEST_JSON).write_text(json.dumps(checkpoint | report.as_dict(), indent=2))
-    (run / TEST_TEXT).write_text(report.text() + "\n")
+    write_json(run / TEST_JSON, checkpoint | report.as_dict())
+    (run / TEST_TEXT).write_text(report.text() + "\n", encoding="utf-8")
     mistakes = [
         (photo, row.label, max(row.probabilities)) for photo, row in readable if photo.label != row.label
     ]

@@ -19,7 +19,6 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import replacing, write_csv
 from flowers_pl.core.names import LEFT_OUT, SPLIT
 from flowers_pl.data.batches import Batch
-from flowers_pl.data.folder import LeftOut
 from flowers_pl.data.split import write_split
 
 
@@ -137,7 +136,7 @@ class DataFiles(L.Callback):
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_split(self.folder / SPLIT, data.placed)
-            write_csv(self.folder / LEFT_OUT, LeftOut._fields, data.left_out)
+            write_csv(self.folder / LEFT_OUT, ("path", "reason"), (photo[:2] for photo in data.left_out))
 
 
 def same_on_all_ranks(trainer: L.Trainer, text: str) -> bool:
