@@ -1,4 +1,4 @@
-"""The command `audit`: a folder in which everything is wrong is reported, in every form, and left as it is."""
+"""The command `audit`: a folder in which everything is wrong is reported in every form and left as it is."""
 
 from __future__ import annotations
 

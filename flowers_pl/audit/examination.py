@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-<<<<<<< HEAD
-from collections.abc import Iterable, Iterator, Sequence
-=======
-from collections.abc import Iterable, Mapping, Sequence
->>>>>>> main
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +35,8 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
 from flowers_pl.data.decoding import UnreadablePhoto
 from flowers_pl.data.duplicates import duplicate_groups
-<<<<<<< HEAD
-from flowers_pl.data.folder import Photo, class_folders, files_below
-from flowers_pl.data.split import grouped_split, notebook_split, read_split, straddling
-=======
 from flowers_pl.data.folder import Photo, list_class_files, split_folders
 from flowers_pl.data.split import Placed, grouped_split, notebook_split, read_split, straddling
->>>>>>> main
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.features import pooled_features
 from flowers_pl.network.mobilenet import FlowerNet
@@ -71,14 +62,7 @@ def examine(
     Raises:
         FlowersError: there is no such folder, it holds no files, or the given split does not fit.
     """
-<<<<<<< HEAD
-    class_names = class_folders(root)
-    photos = sorted(
-        Photo(f"{label}/{path}", label) for label in class_names for path in files_below(root / label)
-    )
-=======
-    classes, photos = list_class_files(root)
->>>>>>> main
+    class_names, photos = list_class_files(root)
     if not photos:
         raise FlowersError(
             f"--data.root: the class folders of {str(root)!r} are all empty; put photos there."
@@ -93,12 +77,13 @@ def examine(
             entry.name for entry in root.iterdir() if entry.is_file() and not entry.name.startswith(".")
         ),
     )
-<<<<<<< HEAD
-    findings.faults += [Fault(UNREADABLE, path, reason) for path, reason in decoded.left_out]
+    findings.faults += [Fault(UNREADABLE, photo.path, photo.reason) for photo in decoded.left_out]
     _examine_headers(findings, root, decoded.photos, image_size)
     _examine_pixels(findings, decoded)
     findings.duplicates = _duplicates(decoded, groups)
-    findings.straddling = _straddling(decoded.photos, groups, split, val_fraction, split_seed)
+    findings.straddling = _straddling(
+        decoded.photos, groups, split, val_fraction, split_seed, split_folders(root)
+    )
     if network is None:
         findings.unchecked = "there are no weights (--model.weights null)"
     elif len(decoded.photos) < 2:
@@ -106,16 +91,6 @@ def examine(
     else:
         _examine_features(findings, decoded, groups, _features(decoded, network, workers))
     return findings
-=======
-    found.faults += [Fault(UNREADABLE, entry.path, entry.reason) for entry in decoded.left_out]
-    _read_headers(found, root, decoded.photos, image_size)
-    _look(found, decoded)
-    found.duplicates = _duplicates(decoded, groups)
-    sides = split_folders(root)
-    found.straddling = _straddling(decoded.photos, groups, split, val_fraction, split_seed, sides)
-    _check_labels(found, decoded, groups, network, workers)
-    return found
->>>>>>> main
 
 
 def _count(class_names: Sequence[str], photos: Iterable[Photo]) -> dict[str, int]:
