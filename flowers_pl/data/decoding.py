@@ -110,7 +110,8 @@ def resize_photo(photo: torch.Tensor, size: int | tuple[int, int]) -> torch.Tens
         raise TypeError(f"resize_photo takes uint8 photos, not {photo.dtype}")
     height, width = (size, size) if isinstance(size, int) else size
     batch = photo if photo.ndim == 4 else photo[None]
-    if batch.shape[1] > 1 and batch.shape[2] * batch.shape[3] > _LARGE:
+    large = batch.shape[2] * batch.shape[3] > _LARGE if not torch.compiler.is_exporting() else False
+    if large and batch.shape[1] > 1:  # an exported graph takes no branches on sizes
         resized = torch.cat([resize_photo(channel, size) for channel in batch.split(1, dim=1)], dim=1)
         return resized if photo.ndim == 4 else resized[0]
     pixels = batch.to(torch.float32)  # in its own memory format: changing that takes longer
