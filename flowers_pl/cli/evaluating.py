@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from jsonargparse import Namespace
@@ -14,10 +14,11 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from flowers_pl.cli.checkpoints import check_not_in_config, checkpoint_to_use
 from flowers_pl.cli.options import Options
-from flowers_pl.cli.trainer import choose_precision, make_trainer, seed
+from flowers_pl.cli.trainer import choose_precision, make_trainer, naming_option, seed
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable
 from flowers_pl.core.names import KEY
+from flowers_pl.data.batches import Prediction
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.runs.folder import settings_of
 from flowers_pl.training.checkpoint_files import read_checkpoint
@@ -25,6 +26,7 @@ from flowers_pl.training.classifier import FlowerClassifier
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "Checkpoint; the newest best.ckpt below checkpoints/ where none is given."
+NOTHING = "Nothing was evaluated: the --trainer options leave no batch; leave out those that limit batches."
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Evaluation:
         checkpoint: what is evaluated; None where an exported model is.
         data: the photos.
         trainer: runs the loops.
+        args: the command line, to name the option that the Trainer refuses.
     """
 
     settings: Namespace
@@ -44,6 +47,7 @@ class Evaluation:
     checkpoint: Path | None
     data: FlowersDataModule
     trainer: L.Trainer
+    args: list[str]
 
     def load(self) -> FlowerClassifier:
         """Load the model from its checkpoint."""
@@ -52,9 +56,28 @@ class Evaluation:
         return FlowerClassifier.load(self.checkpoint)
 
     def metrics(self, loop: Callable[..., Any], model: FlowerClassifier) -> dict[str, float]:
-        """Run `trainer.validate` or `trainer.test` and return what it logged."""
-        loop(model, datamodule=self.data, verbose=False)
+        """Run `trainer.validate` or `trainer.test` and return what it logged.
+
+        Raises:
+            FlowersError: the Trainer's settings leave nothing to evaluate.
+        """
+        with naming_option(self.args):
+            loop(model, datamodule=self.data, verbose=False)
+        if not self.trainer.callback_metrics:
+            raise FlowersError(NOTHING)
         return metrics_of(self.trainer)
+
+    def predictions(self, model: FlowerClassifier) -> list[Prediction]:
+        """Run `trainer.predict`.
+
+        Raises:
+            FlowersError: the Trainer's settings leave nothing to predict.
+        """
+        with naming_option(self.args):
+            found = self.trainer.predict(model, datamodule=self.data)
+        if not found:
+            raise FlowersError(NOTHING)
+        return cast("list[Prediction]", found)
 
 
 def metrics_of(trainer: L.Trainer) -> dict[str, float]:
@@ -118,4 +141,4 @@ def prepare(
         check_writable(folder, "--out" if folder != model.parent else "")
     made = options.parser.instantiate(settings)
     trainer = make_trainer(made.trainer, args, logger=False, enable_checkpointing=False)
-    return Evaluation(settings, model.parent, checkpoint, made.data, trainer)
+    return Evaluation(settings, model.parent, checkpoint, made.data, trainer, args)

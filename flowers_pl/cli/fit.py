@@ -18,7 +18,7 @@ from flowers_pl.cli.checkpoints import check_not_in_config, checkpoint_to_resume
 from flowers_pl.cli.commands import RUN_NAME, SUMMARIES
 from flowers_pl.cli.evaluating import lines, metrics_of
 from flowers_pl.cli.options import Options, given
-from flowers_pl.cli.trainer import choose_precision, make_trainer, seed
+from flowers_pl.cli.trainer import choose_precision, make_trainer, naming_option, seed
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable
 from flowers_pl.core.names import BEST, CARD, CONFIG, CURVES, KEY, LAST, METRICS, RUNS
@@ -74,6 +74,7 @@ class Run:
         model: what is trained.
         data: the photos.
         trainer: runs the loops.
+        args: the command line, to name the option that the Trainer refuses.
     """
 
     folder: Path
@@ -84,6 +85,7 @@ class Run:
     model: FlowerClassifier
     data: FlowersDataModule
     trainer: L.Trainer
+    args: list[str]
 
 
 def run(args: list[str], signals: StopSignals) -> None:
@@ -182,7 +184,7 @@ def _make(args: list[str], signals: StopSignals) -> Run:
         if owned is not None:
             owned.release()
         raise
-    return Run(folder, owned, checkpoint, changed, settings, made.model, made.data, trainer)
+    return Run(folder, owned, checkpoint, changed, settings, made.model, made.data, trainer, args)
 
 
 def _trainer(
@@ -248,7 +250,8 @@ def _train(made: Run) -> None:
     path = None if checkpoint is None else str(checkpoint)
     best = next((one for one in trainer.checkpoint_callbacks if isinstance(one, RunCheckpoints)), None)
     try:
-        trainer.fit(made.model, datamodule=made.data, ckpt_path=path, weights_only=True)
+        with naming_option(made.args):
+            trainer.fit(made.model, datamodule=made.data, ckpt_path=path, weights_only=True)
     except (FlowersError, OSError):
         raise
     except Exception as error:  # Lightning and torch raise many kinds for a checkpoint that was changed

@@ -8,8 +8,10 @@ import inspect
 import os
 import re
 from collections.abc import Callable
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 from lightning import Trainer
@@ -143,6 +145,15 @@ def asks_for_help(args: list[str]) -> bool:
     return bool({"-h", "--help"} & set(args))
 
 
+def _int_first(hint: Any) -> Any:
+    """Put int before float in a union: `1` is one batch, `1.0` is all of them. `typing` may exchange them,
+    since it caches unions of equal members."""
+    members = get_args(hint)
+    if not {int, float} <= set(members):
+        return hint
+    return reduce(or_, sorted(members, key=lambda member: member is float))
+
+
 def _trainer_signature() -> Callable[..., None]:
     """Return a function with the Trainer's parameters, and its docstring without Sphinx's roles and defaults,
     some of which are not ours."""
@@ -150,7 +161,7 @@ def _trainer_signature() -> Callable[..., None]:
     def trainer(**settings: Any) -> None: ...
 
     signature = inspect.signature(Trainer.__init__)
-    hints = get_type_hints(Trainer.__init__)
+    hints = {name: _int_first(hint) for name, hint in get_type_hints(Trainer.__init__).items()}
     parameters = [
         one.replace(annotation=hints.get(name, one.annotation))
         for name, one in signature.parameters.items()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import cast
 
 from jsonargparse import Namespace
 
@@ -16,7 +15,6 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.names import PREDICTIONS, TEST_JSON
 from flowers_pl.core.screen import show
 from flowers_pl.core.text import plural
-from flowers_pl.data.batches import Prediction
 from flowers_pl.evaluation.predictions import prediction_rows, prediction_table, write_predictions
 from flowers_pl.runs.final_model import predict_exported
 
@@ -33,7 +31,7 @@ def run(args: list[str]) -> None:
     else:
         model = evaluation.load()
         classes = model.classes
-        found = cast("list[Prediction]", evaluation.trainer.predict(model, datamodule=data))
+        found = evaluation.predictions(model)
     rows = prediction_rows(found, [photo.path for photo in data.reported_photos], classes)
     out = evaluation.settings.out
     file, failed = Path(out or folder / PREDICTIONS), sum(bool(row.error) for row in rows)

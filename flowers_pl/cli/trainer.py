@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -53,14 +54,28 @@ def make_trainer(
     bar, bars = bars_for(given.enable_progress_bar, own)
     settings |= {"enable_progress_bar": bar, "callbacks": [*own, *bars, *callbacks]}
     try:
-        return L.Trainer(**(dict(given.items()) | settings))
+        with naming_option(args):
+            return L.Trainer(**(dict(given.items()) | settings))
     except ModuleNotFoundError as error:  # of an accelerator, a precision or a logger
         raise FlowersError(
             f"{_option(args, '')}: it needs a package that is not installed ({error.name or error})."
         ) from error
+
+
+@contextmanager
+def naming_option(args: Sequence[str]) -> Iterator[None]:
+    """Name the option of a command line that the Trainer refuses, now or when it runs.
+
+    Raises:
+        FlowersError: the settings do not go together.
+    """
+    try:
+        yield
     except MisconfigurationException as error:
         said = " ".join(str(error).split())
-        raise FlowersError(f"{_option(args, said)}: {said} Change it or leave it out.") from error
+        raise FlowersError(
+            f"{_option(args, said)}: {said.rstrip('.')}. Change it or leave it out."
+        ) from error
 
 
 def _option(args: Sequence[str], said: str) -> str:

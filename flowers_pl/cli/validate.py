@@ -14,4 +14,6 @@ def run(args: list[str]) -> None:
     metrics = evaluation.metrics(evaluation.trainer.validate, evaluation.load())
     count = len(evaluation.data.reported_photos)
     show(f"{count} {validation_images(evaluation.data)}; this side chose the checkpoint.")
+    if sum(evaluation.trainer.num_val_batches) < len(evaluation.data.val_dataloader()):
+        show("Only a part of them was evaluated (--trainer.limit_val_batches).")
     show(lines(metrics))

@@ -82,7 +82,8 @@ def write_report(
     for row in rows:
         if row.error:
             log.warning("Left out: %s (%s).", printable(row.path), row.error)
-    readable = [(photo, row) for photo, row in zip(data.reported_photos, rows, strict=True) if not row.error]
+    photo_of = {photo.path: photo for photo in data.reported_photos}  # the Trainer may have left some out
+    readable = [(photo_of[row.path], row) for row in rows if not row.error]
     report = evaluate(
         np.array([row.probabilities for _, row in readable]),
         np.array([class_names.index(photo.label) for photo, _ in readable]),
