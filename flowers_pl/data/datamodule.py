@@ -134,10 +134,15 @@ class FlowersDataModule(L.LightningDataModule):
 
     def _needs_root(self) -> bool:
         fn = self.trainer.state.fn if self.trainer is not None else TrainerFn.FITTING
-        if fn == TrainerFn.TESTING and self.test_root is None:
+        if fn == TrainerFn.TESTING:
+            return self._find_test_root() is None
+        return fn != TrainerFn.PREDICTING
+
+    def _find_test_root(self) -> str | None:
+        if self.test_root is None:
             tests = [name for name, side in split_folders(self.root).items() if side == TEST]
             self.test_root = str(self.root / tests[0]) if tests else None
-        return not (fn == TrainerFn.PREDICTING or (fn == TrainerFn.TESTING and self.test_root is not None))
+        return self.test_root
 
     def _list_and_decode(self, retry: bool) -> tuple[list[Photo], DecodedPhotos]:
         listed = list_photos(self.root)
@@ -158,8 +163,8 @@ class FlowersDataModule(L.LightningDataModule):
             self.classes, self.image_size = list(module.classes), module.image_size
         if stage == "predict":
             self._setup_predict()
-        elif not self._needs_root() and self.test_root is not None:
-            self._setup_test(Path(self.test_root))
+        elif stage == "test" and (test_root := self._find_test_root()) is not None:
+            self._setup_test(Path(test_root))
         elif self._split is None:
             self._setup_split()
 
