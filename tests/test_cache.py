@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.data import decode_workers
+from flowers_pl.data import cache, decode_workers
 from flowers_pl.data.batches import CachedPhotos
 from flowers_pl.data.cache import DecodedPhotos, FilePixels, decode_photos
-from flowers_pl.data.cache_folder import cached_sets, clear_cache
+from flowers_pl.data.cache_folder import cached_sets, clear_cache, entry_lock
 from flowers_pl.data.decoding import load_photo
 from flowers_pl.data.drawings import draw_flower
 from flowers_pl.data.folder import list_photos
@@ -245,7 +245,7 @@ def test_without_shared_memory_one_process_decodes(
 BUILD = """
 import os, sys, time
 from pathlib import Path
-from flowers_pl.data import decode_workers
+from flowers_pl.data import cache, decode_workers
 from flowers_pl.data.cache import decode_photos
 from flowers_pl.data.folder import list_photos
 root, cache, wait = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
@@ -311,25 +311,24 @@ def test_what_this_process_uses_is_in_use_until_it_lets_go(root: Path) -> None:
     assert len(clear_cache(root.parent / "cache")) == 1
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can be other users")
-def test_a_second_user_shares_the_cache(root: Path) -> None:
-    folder = root.parent / "cache"
-    folder.mkdir()
-    folder.chmod(0o1777)
-    for path in (*root.parents[:2], root.parents[2], root.parents[3]):
-        path.chmod(path.stat().st_mode | 0o055)
+def test_a_second_user_shares_the_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.umask(0o002)
+    try:
+        first = decode(root)
+    finally:
+        os.umask(before)
+    (entry,) = (path for path in (root.parent / "cache").iterdir() if path.is_dir())
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (entry, *entry.iterdir())}
+    assert modes == {entry.name: 0o775, **dict.fromkeys(("pixels.npy", "table.json", "thumbs.npy"), 0o664)}
+    assert Path(f"{entry}.lock").stat().st_mode & 0o777 == 0o666
 
-    def as_user(user: int) -> str:
-        code = BUILD.replace("time.sleep(60)\n", "print(found.pixels.filename, flush=True)\n")
-        command = [sys.executable, "-c", code, str(root), str(folder), "use"]
-        options = {"user": user, "group": 100, "extra_groups": []}
-        env = {**os.environ, "HOME": str(folder), "MPLCONFIGDIR": str(folder / f"mpl{user}")}
-        done = subprocess.run(command, capture_output=True, text=True, env=env, **options)  # type: ignore[call-overload]
-        assert done.returncode == 0, done.stderr
-        return Path(done.stdout.split()[1]).parent.name
+    def refuse(folder: Path) -> Any:
+        if folder == entry:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return entry_lock(folder)
 
-    first = as_user(1234)
-    assert (folder / first).stat().st_mode & 0o777 == 0o755
-    assert as_user(1235) == first
-    draw_flower("rose", 9, 50).save(root / "rose" / "a.png")
-    assert as_user(1235) == f"{first}-user1235"
+    monkeypatch.setattr(cache, "entry_lock", refuse)
+    assert decode(root).digests == first.digests
+    add(root)
+    assert len(decode(root).photos) == 5  # in a cache of this user's own
+    assert len(cached_sets(root.parent / "cache")) == 2
