@@ -24,6 +24,7 @@ from flowers_pl.data.cache import DecodedPhotos, FilePixels, decode_photos
 from flowers_pl.data.cache_folder import cached_sets, clear_cache, entry_lock
 from flowers_pl.data.decoding import load_photo
 from flowers_pl.data.drawings import draw_flower
+from flowers_pl.data.duplicates import fingerprint
 from flowers_pl.data.folder import list_photos
 
 
@@ -194,7 +195,7 @@ def test_a_fault_that_passes_is_forgotten(root: Path, monkeypatch: pytest.Monkey
         still = decode(root)
     assert "rose/1.png" in {entry.path for entry in first.left_out} & {entry.path for entry in still.left_out}
     assert "rose/1.png" in {entry.path for entry in decode(root, retry=False).left_out}
-    monkeypatch.setattr(decode_workers, "fingerprint", only_once(decode_workers.fingerprint))
+    monkeypatch.setattr(decode_workers, "fingerprint", only_once(fingerprint))
     again = decode(root)
     assert again.photos == expected.photos
     assert again.left_out == expected.left_out

@@ -227,7 +227,7 @@ def test_a_thousand_classes_are_split_and_named_briefly(tmp_path: Path) -> None:
     names = check_classes(photos, photos, tmp_path)
     check_sides(placed, names, every_class=True)
     assert (len(names), len(placed), left_out) == (1200, 3600, [])
-    with pytest.raises(FlowersError, match="class 'moss', .*, 0019 and 1,180 more") as error:
+    with pytest.raises(FlowersError, match=r"class 'moss', .*, 0019 and 1,180 more") as error:
         class_numbers(["moss"], names, tmp_path)
     assert len(str(error.value)) < 500
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.text import nfc, printable
+from flowers_pl.core.text import nfc, plural, printable
 
 log = logging.getLogger(__name__)
 NAMED = 20  # unreadable files that are named on screen
@@ -220,8 +220,8 @@ def check_classes(
     for label in class_names:
         if counts[label] < least:
             raise FlowersError(
-                f"--data.root: class {label!r} in {str(root)!r} has {counts[label]} usable photos; put"
-                f" {needed if least > 1 else 'some among the photos to train on'} or remove it."
+                f"--data.root: class {label!r} in {str(root)!r} has {plural(counts[label], 'usable photo')};"
+                f" put {needed if least > 1 else 'some among the photos to train on'} or remove it."
             )
     return class_names
 

@@ -200,8 +200,10 @@ def _log_split(
         log.warning("Duplicates are on both sides of the split: %s.", printable(", ".join(paths)))
 
 
-def check_settings(image_size: int, val_fraction: float, workers: int | None) -> None:
-    """Check settings that `audit` has too.
+def check_settings(
+    image_size: int, val_fraction: float, workers: int | None, batch_size: int = 1, drawn: int = 0
+) -> None:
+    """Check numbers among the settings; `audit` has some of them.
 
     Raises:
         FlowersError: one is out of its range.
@@ -214,3 +216,7 @@ def check_settings(image_size: int, val_fraction: float, workers: int | None) ->
         raise FlowersError(f"--data.val_fraction must be more than 0 and less than 1, not {val_fraction}.")
     if workers is not None and workers < 0:
         raise FlowersError(f"--data.workers must be 0 or more, not {workers}.")
+    if batch_size < 1:
+        raise FlowersError(f"--data.batch_size must be at least 1, not {batch_size}.")
+    if drawn < 0 or drawn == 1:
+        raise FlowersError(f"--data.drawn must be 0 or at least 2, not {drawn}.")
