@@ -150,6 +150,9 @@ def test_a_class_on_one_side_only(root: Path, caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.WARNING):
         assert split(root).classes == ["rose", "tulip"]
     assert "Classes without a photo to validate with: rose;" in caplog.text
+    (root / "val/daisy").mkdir()
+    with pytest.raises(FlowersError, match="class folder '.*val/daisy' is empty"):
+        split(root)
     draw(root, {"val/daisy": 2})
     with pytest.raises(FlowersError, match="'daisy' has no photo on the side 'train'; put photos of it"):
         split(root)

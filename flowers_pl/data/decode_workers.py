@@ -80,8 +80,8 @@ def decode_rows(
         if not any(process.exitcode for process in processes):
             raise
         raise FlowersError(
-            "A process that decoded photos was killed, perhaps because memory ran out; give a smaller number"
-            " of --data.workers, or 0 to decode in the main process."
+            "A process that decoded photos was killed, perhaps because memory ran out; give a smaller"
+            " --data.workers, or 0 to decode in the main process."
         ) from error
 
 

@@ -177,9 +177,9 @@ def list_photos(root: str | os.PathLike[str], option: str = "--data.root") -> li
     """
     class_names, photos = list_class_files(root, option)
     if empty := sorted(set(class_names) - {photo.label for photo in photos}):
-        raise FlowersError(
-            f"{option}: class folder {str(Path(root, empty[0]))!r} is empty; put photos there or remove it."
-        )
+        folders = [Path(root, parent, empty[0]) for parent in split_folders(root) or [""]]
+        folder = next((path for path in folders if path.is_dir()), folders[0])
+        raise FlowersError(f"{option}: class folder {str(folder)!r} is empty; put photos there or remove it.")
     return photos
 
 
