@@ -75,7 +75,7 @@ def test_folders_of_a_split_are_the_split(
         path.replace("rose", "tulip"): side for path, side in expected.items()
     }
     assert [photo.path.split("/")[0] for photo in data.reported_photos] == [val] * 4
-    assert f"its folders {', '.join(sorted((train, val, test)))} are used as the split" in caplog.text
+    assert f"its folders are used as the split: {', '.join(sorted((train, val, test)))}." in caplog.text
     data.setup("test")
     assert data.test_root == str(root / test)
     assert data.reported_photos[0].path == "rose/0.png"
@@ -151,7 +151,7 @@ def test_a_class_on_one_side_only(root: Path, caplog: pytest.LogCaptureFixture) 
         assert split(root).classes == ["rose", "tulip"]
     assert "Classes without a photo to validate with: rose;" in caplog.text
     (root / "val/daisy").mkdir()
-    with pytest.raises(FlowersError, match="class folder '.*val/daisy' is empty"):
+    with pytest.raises(FlowersError, match=r"class folder '.*val/daisy' is empty"):
         split(root)
     draw(root, {"val/daisy": 2})
     with pytest.raises(FlowersError, match="'daisy' has no photo on the side 'train'; put photos of it"):

@@ -113,7 +113,7 @@ class SplitPhotos:
         class_names = list(model_classes) or found
         class_numbers(found, class_names, settings.root)
         if by_folders:
-            log.info("%s: its folders %s are used as the split.", settings.root, ", ".join(sides))
+            log.info("%s: its folders are used as the split: %s.", settings.root, ", ".join(sides))
             groups = duplicate_groups(compared.digests, compared.phashes, compared.thumbs)
             placed, conflicts = folder_split(
                 compared.photos, groups, sides, settings.val_fraction, settings.split_seed
