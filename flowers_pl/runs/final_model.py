@@ -109,8 +109,9 @@ def write_final(
 
 
 def _photos_there(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield paths and photos that are still below `root`."""
-    return readable_photos(root, (path for path in paths if (root / path).is_file()))
+    """Yield paths and photos; name those that are missing, but for a folder that holds none of them."""
+    listed = list(paths)
+    return readable_photos(root, listed if any((root / path).is_file() for path in listed) else ())
 
 
 def _write_int8(file: Path, root: Path, placed: Sequence[Placed]) -> dict[str, str]:
