@@ -31,6 +31,7 @@ from flowers_pl.data.decode_workers import Unreadable, decode_rows
 from flowers_pl.data.decoding import UnreadablePhoto, load_photo
 from flowers_pl.data.duplicates import THUMB
 from flowers_pl.data.folder import UNREADABLE, LeftOut, Photo
+from flowers_pl.data.formats import get_limits
 
 VERSION = 2  # of what `decoding.py` and `duplicates.py` compute: a change there needs a new number here
 
@@ -177,7 +178,7 @@ class _Cache:
     def __init__(self, root: Path, photos: list[Photo], size: int, keep: bool, workers: int | None) -> None:
         self.root, self.photos, self.size, self.keep, self.workers = root, photos, size, keep, workers
         states = [(photo.path, *_state(root / photo.path)) for photo in photos]
-        self.key = _hash(repr((VERSION, size, states)))
+        self.key = _hash(repr((VERSION, size, get_limits(), states)))
 
     def find(self, cache_dir: Path, name: str, retry: bool) -> DecodedPhotos:
         """Load or build the entry of a name, or one of this user's own."""

@@ -18,6 +18,7 @@ from flowers_pl.core.system import available_cores
 from flowers_pl.data.decoding import UnreadablePhoto, read_photo, resize_photo
 from flowers_pl.data.duplicates import Fingerprint, fingerprint
 from flowers_pl.data.folder import Photo
+from flowers_pl.data.formats import get_limits, set_limits
 
 log = logging.getLogger(__name__)
 CHUNK = 16  # photos that a worker decodes before it reports
@@ -28,7 +29,7 @@ class Unreadable(NamedTuple):
 
     Args:
         reason: for the user.
-        may_pass: whether that is a fault of the moment, such as a network drive's, not of the file's bytes.
+        may_pass: see `formats.UnreadablePhoto`.
     """
 
     reason: str
@@ -79,8 +80,8 @@ def decode_rows(
         if not any(process.exitcode for process in processes):
             raise
         raise FlowersError(
-            "A process that decoded photos was killed, perhaps because memory ran out; give a smaller number"
-            " of --data.workers, or 0 to decode in the main process."
+            "A process that decoded photos was killed, perhaps because memory ran out; give a smaller"
+            " --data.workers, or 0 to decode in the main process."
         ) from error
 
 
@@ -105,29 +106,25 @@ class _Decoder(Dataset[Decoded]):
         self, root: Path, photos: Sequence[Photo], rows: Sequence[int], size: int, pixels: Path | None
     ) -> None:
         self.root, self.photos, self.rows, self.size, self.pixels = root, photos, rows, size, pixels
+        self.limits = get_limits()
 
     def __len__(self) -> int:
         return -(-len(self.rows) // CHUNK)
 
     def __getitem__(self, chunk: int) -> Decoded:
+        set_limits(self.limits)  # a worker that is not a fork has the defaults
         pixels = None if self.pixels is None else np.load(self.pixels, mmap_mode="r+")
         decoded: Decoded = []
         for row in self.rows[chunk * CHUNK : (chunk + 1) * CHUNK]:
             try:
                 photo = read_photo(self.root / self.photos[row].path)
             except UnreadablePhoto as reason:
-                decoded.append((row, Unreadable(str(reason), _may_pass(reason))))
+                decoded.append((row, Unreadable(str(reason), reason.may_pass)))
                 continue
             if pixels is not None:
                 pixels[row] = resize_photo(photo, self.size).permute(1, 2, 0).numpy()
             decoded.append((row, fingerprint(photo)))
         return decoded
-
-
-def _may_pass(reason: UnreadablePhoto) -> bool:
-    """Return whether the system failed, and not the file: Pillow's OSErrors have no number."""
-    cause = reason.__cause__
-    return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None)
 
 
 def _unchanged(chunk: Decoded) -> Decoded:
