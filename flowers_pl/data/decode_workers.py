@@ -86,6 +86,8 @@ def decode_rows(
 
 
 def _start(decoder: _Decoder, workers: int) -> Iterator[Decoded]:
+    if workers:
+        multiprocessing.Lock()  # an error here leaves no loader half made
     loader = DataLoader(
         decoder,
         batch_size=None,
