@@ -1,1 +1,1 @@
-"""What is measured, and how: `python -m benchmarks.throughput`, `python -m benchmarks.compare`."""
+"""Benchmarks; README.md says how to run them and what they gave."""

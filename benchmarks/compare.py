@@ -1,8 +1,8 @@
-"""This project beside the Keras notebook and a plain torch script, in turn: same photos, machine and epochs.
+"""Compare this project with the Keras notebook and a plain torch script: same photos, machine and epochs.
 
     python -m benchmarks.compare PHOTOS --weights FILE --keras KERAS_ENV/bin/python [--skip 32 plain]
 
-Early stopping is off on all sides. Prints photos a second in each stage, seconds from start to end, and
+Early stopping is off everywhere. Prints photos per second in each stage, seconds from start to end, and
 ratios.
 """
 
@@ -31,7 +31,7 @@ NAMES = {
 
 
 def ours(args: argparse.Namespace, folder: Path, *options: str) -> dict[str, float]:
-    """`fit` from start to end: imports, decoding, training, judging; no export, which the others lack."""
+    """Time `fit` from start to end: imports, decoding, training, evaluation; the others have no export."""
     watched = run(
         [
             sys.executable, "-m", "flowers_pl", "fit", f"--data.root={args.photos}",
@@ -60,14 +60,14 @@ def ours(args: argparse.Namespace, folder: Path, *options: str) -> dict[str, flo
 
 
 def script(python: str, name: str, args: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """One of the scripts beside this file; its imports are counted, too."""
+    """Time one of the scripts beside this file, imports included."""
     watched = run([python, str(HERE / name), str(args.photos), f"--epochs={args.epochs}"], folder)
     found = json.loads(watched.output.strip().splitlines()[-1])
     return {**found, "seconds": watched.seconds, "peak_gib": watched.peak / 2**30}
 
 
 def main() -> None:
-    """Run all in turn and print the table."""
+    """Run all of them in turn and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -82,17 +82,17 @@ def main() -> None:
     args.photos = args.photos.resolve()
     args.weights = str(Path(args.weights).resolve()) if Path(args.weights).exists() else args.weights
     every: dict[str, Callable[[Path], dict[str, float]]] = {
-        "auto": lambda at: ours(args, at),
-        "32": lambda at: ours(args, at, "--trainer.precision=32"),
-        "plain": lambda at: script(sys.executable, "plain_torch.py", args, at),
-        "keras": lambda at: script(args.keras, "keras_pipeline.py", args, at),
+        "auto": lambda folder: ours(args, folder),
+        "32": lambda folder: ours(args, folder, "--trainer.precision=32"),
+        "plain": lambda folder: script(sys.executable, "plain_torch.py", args, folder),
+        "keras": lambda folder: script(args.keras, "keras_pipeline.py", args, folder),
     }
     runs = {
         NAMES[key]: run
         for key, run in every.items()
         if key not in args.skip and (args.keras or key != "keras")
     }
-    print(f"{machine()}; torch {torch.__version__}; {args.epochs} epochs a stage", flush=True)
+    print(f"{machine()}; torch {torch.__version__}; {args.epochs} epochs per stage", flush=True)
     found: dict[str, dict[str, float]] = {}
     for name, start in runs.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -104,10 +104,8 @@ def main() -> None:
         rates = ", ".join(
             f"stage {stage} {figures[f'stage_{stage}'] / slowest[f'stage_{stage}']:.2f}" for stage in (1, 2)
         )
-        print(
-            f"{name} against {list(found)[-1]}: {rates},"
-            f" whole {slowest['seconds'] / figures['seconds']:.2f} times"
-        )
+        whole = slowest["seconds"] / figures["seconds"]
+        print(f"{name} against {list(found)[-1]}: {rates}, whole {whole:.2f} times")
 
 
 if __name__ == "__main__":

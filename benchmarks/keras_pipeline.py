@@ -1,7 +1,7 @@
-"""The original notebook's training in Keras, timed: its model, augmentation, batches, optimizers and epochs.
+"""Time the original notebook's training in Keras: its model, augmentation, batches, optimizers and epochs.
 
-It needs an environment with tensorflow-cpu, scipy and pillow, not flowers_pl's. The backbone starts from
-random values: that changes no time, and needs no download. Prints one JSON line.
+It needs an environment of its own with tensorflow-cpu, scipy and pillow. The backbone starts from random
+values, which changes no timing and needs no download. Prints one JSON line.
 """
 
 import argparse
@@ -17,7 +17,7 @@ WARM = 5  # steps of a stage before its clock starts
 
 
 class Clock(tf.keras.callbacks.Callback):  # type: ignore[misc]
-    """Seconds and photos of training steps, validation not counted."""
+    """Count seconds and photos of the training steps, without validation."""
 
     def __init__(self, batch: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Clock(tf.keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def main() -> None:
-    """Train both stages and print what was measured."""
+    """Train both stages and print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos")
     parser.add_argument("--epochs", type=int, default=10, help="of each stage")
@@ -48,7 +48,7 @@ def main() -> None:
         rescale=1 / 255, validation_split=0.2, rotation_range=25, width_shift_range=0.1,
         height_shift_range=0.1, zoom_range=0.15, horizontal_flip=True, fill_mode="nearest",
     )  # fmt: skip
-    sides = [
+    flows = [
         pictures.flow_from_directory(
             args.photos, target_size=(args.size, args.size), batch_size=args.batch, subset=subset,
             shuffle=subset == "training",
@@ -60,10 +60,10 @@ def main() -> None:
     )
     inputs = tf.keras.Input((args.size, args.size, 3))
     pooled = tf.keras.layers.GlobalAveragePooling2D()(base(inputs, training=False))
-    answers = tf.keras.layers.Dense(sides[0].num_classes, activation="softmax")(
+    probabilities = tf.keras.layers.Dense(flows[0].num_classes, activation="softmax")(
         tf.keras.layers.Dropout(0.3)(pooled)
     )
-    model = tf.keras.Model(inputs, answers)
+    model = tf.keras.Model(inputs, probabilities)
     found: dict[str, float] = {}
     for stage, frozen, rate in ((1, len(base.layers), 1e-3), (2, len(base.layers) - 30, 1e-4)):
         base.trainable = True
@@ -71,7 +71,7 @@ def main() -> None:
             layer.trainable = False
         model.compile(tf.keras.optimizers.Adam(rate), "categorical_crossentropy", metrics=["accuracy"])
         clock = Clock(args.batch)
-        model.fit(sides[0], validation_data=sides[1], epochs=args.epochs, callbacks=[clock], verbose=0)
+        model.fit(flows[0], validation_data=flows[1], epochs=args.epochs, callbacks=[clock], verbose=0)
         found[f"stage_{stage}"] = clock.photos / clock.seconds
     print(json.dumps(found | {"seconds": time.perf_counter() - begun}))
 

@@ -1,4 +1,4 @@
-"""Fine-tuning as torchvision's references write it: a loop, and a DataLoader that decodes and augments anew.
+"""Fine-tune as torchvision's references do: a loop over a DataLoader that decodes and augments each time.
 
 The network, recipe and sizes are the Keras notebook's; float32, batch norm in evaluation mode. Prints one
 JSON line.
@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode
 
 
 def main() -> None:
-    """Train both stages and print what was measured."""
+    """Train both stages and print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos")
     parser.add_argument("--epochs", type=int, default=10, help="of each stage")
@@ -27,19 +27,21 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     begun = time.perf_counter()
-    seen = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    normalized = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     square = transforms.Resize((args.size, args.size))
-    change = [
+    augmentation = [
         transforms.RandomAffine(25, (0.1, 0.1), (0.85, 1.15), interpolation=InterpolationMode.BILINEAR),
         transforms.RandomHorizontalFlip(),
         transforms.ColorJitter(brightness=0.2),
     ]
-    training = datasets.ImageFolder(args.photos, transforms.Compose([square, *change, *seen]))
-    judging = datasets.ImageFolder(args.photos, transforms.Compose([square, *seen]))
+    training = datasets.ImageFolder(args.photos, transforms.Compose([square, *augmentation, *normalized]))
+    validation = datasets.ImageFolder(args.photos, transforms.Compose([square, *normalized]))
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(0)).tolist()
     held = len(training) // 5
-    shown = DataLoader(Subset(training, order[held:]), args.batch, shuffle=True, num_workers=args.workers)
-    judged = DataLoader(Subset(judging, order[:held]), args.batch, num_workers=args.workers)
+    train_batches = DataLoader(
+        Subset(training, order[held:]), args.batch, shuffle=True, num_workers=args.workers
+    )
+    val_batches = DataLoader(Subset(validation, order[:held]), args.batch, num_workers=args.workers)
     model = models.mobilenet_v2(num_classes=len(training.classes))
     model.classifier[0] = nn.Dropout(0.3)
     found: dict[str, float] = {}
@@ -54,7 +56,7 @@ def main() -> None:
             start = time.perf_counter()
             model.train()
             model.features.eval()
-            for pictures, labels in shown:
+            for pictures, labels in train_batches:
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(pictures), labels).backward()
                 optimizer.step()
@@ -62,7 +64,7 @@ def main() -> None:
             seconds += time.perf_counter() - start
             model.eval()
             with torch.inference_mode():
-                for pictures, labels in judged:
+                for pictures, labels in val_batches:
                     model(pictures).argmax(1).eq(labels).sum().item()
         found[f"stage_{stage}"] = photos / seconds
     print(json.dumps(found | {"seconds": time.perf_counter() - begun}))

@@ -1,8 +1,8 @@
-"""Predicting from files: `predict`, and onnxruntime with Pillow in a loop.
+"""Compare `predict` with onnxruntime and Pillow in a loop.
 
     python -m benchmarks.predicting PHOTOS RUN    # RUN has best.ckpt, and final.onnx (export --format onnx)
 
-Photos a second, imports and start-up not counted; each reads all photos below PHOTOS.
+Measures photos per second without imports and start-up; each reads all photos below PHOTOS.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ import onnxruntime
 from PIL import Image
 
 from benchmarks.watching import machine
-from flowers_pl import FlowerClassifier, FlowersDataModule
-from flowers_pl.core.system import best_precision
+from flowers_pl import FlowerClassifier, FlowersDataModule, best_precision
 
 
-def by_us(photos: Path, run: Path, precision: str) -> int:
-    """What `predict` does."""
+def predict(photos: Path, run: Path, precision: str) -> int:
+    """Predict as the command line does, and return the number of photos."""
     trainer = L.Trainer(
         logger=False, enable_checkpointing=False, enable_progress_bar=False, precision=precision,  # type: ignore[arg-type]
         use_distributed_sampler=False, enable_model_summary=False, accelerator="cpu",
@@ -36,26 +35,26 @@ def by_us(photos: Path, run: Path, precision: str) -> int:
     return sum(len(batch.rows) for batch in found)  # type: ignore[union-attr]
 
 
-def by_loop(photos: Path, run: Path) -> int:
-    """What most scripts do: one photo after the other."""
+def loop(photos: Path, run: Path) -> int:
+    """Predict photo by photo, as most scripts do, and return the number of photos."""
     session = onnxruntime.InferenceSession(run / "final.onnx")
-    (wanted,) = session.get_inputs()
+    (model_input,) = session.get_inputs()
     count = 0
     for file in sorted(photos.rglob("*.jpg")):
         pixels = np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1)[None]
-        session.run(None, {wanted.name: pixels})
+        session.run(None, {model_input.name: pixels})
         count += 1
     return count
 
 
-def rate(way: Callable[..., int], *args: object) -> float:
-    """Photos a second."""
+def rate(method: Callable[..., int], *args: object) -> float:
+    """Return the photos per second of a method."""
     start = time.perf_counter()
-    return way(*args) / (time.perf_counter() - start)
+    return method(*args) / (time.perf_counter() - start)
 
 
 def main() -> None:
-    """Run all in turn, each in a process of its own, and print rates and ratios."""
+    """Run the methods in turn, each in a process of its own, and print rates and ratios."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,23 +62,23 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    ways: dict[str, tuple[Callable[..., int], ...]] = {
-        f"predict, {best_precision('cpu')}": (by_us, args.photos, args.run, best_precision("cpu")),
-        "predict, 32-true": (by_us, args.photos, args.run, "32-true"),
-        "onnxruntime with Pillow, in a loop": (by_loop, args.photos, args.run),
+    methods: dict[str, tuple[Callable[..., int], ...]] = {
+        f"predict, {best_precision('cpu')}": (predict, args.photos, args.run, best_precision("cpu")),
+        "predict, 32-true": (predict, args.photos, args.run, "32-true"),
+        "onnxruntime with Pillow, in a loop": (loop, args.photos, args.run),
     }
     print(machine())
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    rates: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(args.rounds):
-        for name, way in ways.items():
+        for name, method in methods.items():
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-                rates[name].append(alone.submit(rate, *way).result())
-    middle = {name: statistics.median(found) for name, found in rates.items()}
-    loop = middle[list(ways)[-1]]
+                rates[name].append(alone.submit(rate, *method).result())
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    slowest = medians[list(methods)[-1]]
     for name, found in rates.items():
         spread = f"{min(found):,.0f} to {max(found):,.0f}"
-        ratio = middle[name] / loop
-        print(f"{name}: {middle[name]:,.0f} photos a second ({spread}), {ratio:.2f} times the loop")
+        ratio = medians[name] / slowest
+        print(f"{name}: {medians[name]:,.0f} photos per second ({spread}), {ratio:.2f} times the loop")
 
 
 if __name__ == "__main__":

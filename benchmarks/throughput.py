@@ -1,9 +1,9 @@
-"""Each part of the program by itself, on this machine's CPU: photos a second, and share of its ceiling.
+"""Measure each part of the program by itself, on this machine's CPU: photos per second, share of the ceiling.
 
     python -m benchmarks.throughput PHOTOS --weights FILE [--precision 32]
 
 The ceiling is the rate at which all cores multiply matrices in that precision, measured first; the share is
-what a part's floating-point operations make of it.
+a part's floating-point operations per second, divided by the ceiling.
 """
 
 from __future__ import annotations
@@ -23,34 +23,39 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.watching import anonymous, machine
-from flowers_pl import FlowerClassifier, FlowersDataModule
-from flowers_pl.core.system import best_precision
-from flowers_pl.data.augmentation import augment
-from flowers_pl.data.batches import Batch
-from flowers_pl.data.decoding import load_photo
-from flowers_pl.data.prefetch import PrefetchLoader, ThreadPlan
-from flowers_pl.data.sampling import BatchKey, BatchSampler
-from flowers_pl.network.fast_frozen import FrozenPart
-from flowers_pl.network.fast_trained import TrainedPart
-from flowers_pl.network.weights import load_weights
+from flowers_pl import (
+    Batch,
+    BatchKey,
+    BatchSampler,
+    FlowerClassifier,
+    FlowersDataModule,
+    FrozenPart,
+    PrefetchLoader,
+    ThreadPlan,
+    TrainedPart,
+    augment,
+    best_precision,
+    load_photo,
+    load_weights,
+)
 
 SECONDS = 3.0  # for each part
-Part = Callable[[], int]  # does something to some photos, and tells to how many
+Part = Callable[[], int]  # processes photos and returns how many
 
 
 def on_threads(part: Part, threads: int) -> float:
-    """Photos a second of so many threads, each on one core."""
+    """Return the photos per second of several threads, each on one core."""
     done = [0.0] * threads
 
-    def work(place: int) -> None:
+    def work(index: int) -> None:
         torch.set_num_threads(1)
         part()
         start, photos = time.perf_counter(), 0
         while time.perf_counter() - start < SECONDS:
             photos += part()
-        done[place] = photos / (time.perf_counter() - start)
+        done[index] = photos / (time.perf_counter() - start)
 
-    workers = [threading.Thread(target=work, args=(place,)) for place in range(threads)]
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -59,18 +64,18 @@ def on_threads(part: Part, threads: int) -> float:
 
 
 def flops(part: Callable[[], object]) -> int:
-    """Floating-point operations of a part."""
+    """Count the floating-point operations of a part."""
     with FlopCounterMode(display=False) as counter:
         part()
     return int(counter.get_total_flops())
 
 
 def ceiling(dtype: torch.dtype, threads: int) -> float:
-    """Floating-point operations a second of products of matrices that fit a core's cache."""
-    one, other = torch.rand(800, 960).to(dtype), torch.rand(960, 320).to(dtype)
+    """Measure the floating-point operations per second of matrix products that fit a core's cache."""
+    left, right = torch.rand(800, 960).to(dtype), torch.rand(960, 320).to(dtype)
 
     def multiply() -> int:
-        torch.mm(one, other)
+        torch.mm(left, right)
         return 1
 
     return on_threads(multiply, threads) * 2 * 800 * 960 * 320
@@ -79,7 +84,7 @@ def ceiling(dtype: torch.dtype, threads: int) -> float:
 def pipeline(
     data: FlowersDataModule, frozen: FrozenPart, step: Callable[[Batch], None], share: ThreadPlan
 ) -> float:
-    """Photos a second of an epoch: read, augment, frozen part, and a step on what comes of it."""
+    """Return the photos per second of an epoch: reading, augmentation, frozen part and training step."""
 
     def prepare(batch: Batch) -> Batch:
         assert batch.draws is not None
@@ -88,16 +93,16 @@ def pipeline(
 
     sampler = BatchSampler(len(data.train_photos), data.batch_size, seed=0)
     start, photos = 0.0, 0
-    for place, batch in enumerate(PrefetchLoader(sampler, data.train_photos, prepare, lambda: share)):
+    for index, batch in enumerate(PrefetchLoader(sampler, data.train_photos, prepare, lambda: share)):
         step(batch)
-        if place == 5:
+        if index == 5:
             start = time.perf_counter()
-        photos += len(batch.labels) if place > 5 else 0
+        photos += len(batch.labels) if index > 5 else 0
     return photos / (time.perf_counter() - start)
 
 
 def main() -> None:
-    """Measure all parts and print a table."""
+    """Measure all parts and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -124,24 +129,24 @@ def main() -> None:
         print(f"{machine()}; torch {torch.__version__}; {args.precision}; {threads} threads")
         print(f"ceiling: {peak / 1e9:.0f} GFLOP/s")
         photos = len(data.train_photos) + len(data.val_photos)
-        row("decode all photos into the cache, duplicates' fingerprints in", photos / built)
+        row("decode all photos into the cache, with duplicates' fingerprints", photos / built)
         measure(data, model, dtype, threads, peak)
-    print(f"memory at the end that no file backs: {anonymous(os.getpid()) / 2**30:.2f} GiB")
+    print(f"anonymous memory at the end: {anonymous(os.getpid()) / 2**30:.2f} GiB")
 
 
 def measure(
     data: FlowersDataModule, model: FlowerClassifier, dtype: torch.dtype, threads: int, peak: float
 ) -> None:
-    """The rows of all parts but the cache's making."""
+    """Print the rows of all parts but the building of the cache."""
     network, size = model.network, data.image_size
     paths = [Path(data.root) / photo.path for photo in data.reported_photos[:64]]
-    places = np.random.default_rng(0).permutation(len(data.train_photos))
+    rows = np.random.default_rng(0).permutation(len(data.train_photos))
     frozen = {stage: _frozen(network, dtype, size, stage) for stage in (1, 2)}
     part = frozen[1].chunk
-    some = data.train_photos[BatchKey(0, places[:part], part, places[:part])]
-    assert some.draws is not None
-    draws = some.draws
-    augmented = augment(some.photos, draws, data.augmentation)
+    batch = data.train_photos[BatchKey(0, rows[:part], part, rows[:part])]
+    assert batch.draws is not None
+    draws = batch.draws
+    augmented = augment(batch.photos, draws, data.augmentation)
 
     def decode() -> int:
         for path in paths:
@@ -149,10 +154,10 @@ def measure(
         return len(paths)
 
     def read() -> int:
-        return len(data.train_photos.read(places[:part]))
+        return len(data.train_photos.read(rows[:part]))
 
     def change() -> int:
-        return len(augment(some.photos, draws, data.augmentation))
+        return len(augment(batch.photos, draws, data.augmentation))
 
     row("read and resize a photo's file", on_threads(decode, threads))
     row("read from the cache", on_threads(read, threads))
@@ -166,8 +171,8 @@ def measure(
         step = _step(network, frozen[stage], 1e-3 if stage == 1 else 1e-4, stage)
         features = frozen[stage](augmented.repeat(-(-32 // part), 1, 1, 1)[:32])
         labels = numbers % len(data.classes)
-        batch = Batch(features, labels, numbers, 32, keys=numbers, features=features)
-        row(f"trained part, a step of stage {stage}, one core", on_threads(partial(_train, step, batch), 1))
+        ready = Batch(features, labels, numbers, 32, keys=numbers, features=features)
+        row(f"trained part, a step of stage {stage}, one core", on_threads(partial(_train, step, ready), 1))
         own = 1 if stage == 1 else max(1, threads // 2)
         share = ThreadPlan(threads if stage == 1 else threads - own + 1, own, part)
         row(f"stage {stage}, whole step, without Lightning", pipeline(data, frozen[stage], step, share))
@@ -190,7 +195,9 @@ def _frozen(network: torch.nn.Module, dtype: torch.dtype, size: int, stage: int)
 def _step(network: torch.nn.Module, frozen: FrozenPart, rate: float, stage: int) -> Callable[[Batch], None]:
     network.train_top_layers(30 if stage == 2 else 0)  # type: ignore[operator]
     trained = TrainedPart(network.train(), frozen)  # type: ignore[arg-type]
-    optimizer = torch.optim.Adam([one for one in network.parameters() if one.requires_grad], rate, fused=True)
+    optimizer = torch.optim.Adam(
+        [weight for weight in network.parameters() if weight.requires_grad], rate, fused=True
+    )
 
     def step(batch: Batch) -> None:
         assert batch.features is not None
@@ -202,7 +209,7 @@ def _step(network: torch.nn.Module, frozen: FrozenPart, rate: float, stage: int)
 
 
 def row(name: str, rate: float, share: float | None = None) -> None:
-    """One line of the table."""
+    """Print a line of the table."""
     print(f"| {name} | {rate:,.0f} | {'' if share is None else f'{share:.0%}'} |", flush=True)
 
 

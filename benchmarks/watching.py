@@ -1,4 +1,4 @@
-"""Runs a program and watches how much memory it takes."""
+"""Run a program and measure its memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ INTERVAL = 0.5  # seconds between looks
 
 @dataclass(frozen=True)
 class Watched:
-    """What a program did.
+    """Hold the measurements of a finished program.
 
     Args:
         seconds: from start to end.
-        peak: bytes of memory at most, of all its processes, less what is backed by files; 0 where the system
-            does not tell.
+        peak: peak anonymous memory of all its processes in bytes; 0 where the system does not report it.
         output: what it printed.
     """
 
@@ -29,10 +28,10 @@ class Watched:
 
 
 def run(command: Sequence[str], folder: Path) -> Watched:
-    """Run a program to its end.
+    """Run a program and wait for its end.
 
     Raises:
-        RuntimeError: it failed; with the end of what it said.
+        RuntimeError: it failed; the message ends with its last output.
     """
     log = folder / "output.txt"
     start, peak = time.perf_counter(), 0
@@ -44,22 +43,22 @@ def run(command: Sequence[str], folder: Path) -> Watched:
                 process.wait(INTERVAL)
             except subprocess.TimeoutExpired:
                 continue
-    said = log.read_text()
+    printed = log.read_text()
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{said[-2000:]}")
-    return Watched(time.perf_counter() - start, peak, said)
+        raise RuntimeError(f"{' '.join(command)} failed:\n{printed[-2000:]}")
+    return Watched(time.perf_counter() - start, peak, printed)
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that it has started."""
+    """Return the ids of a process and of all its descendants."""
     children = [
         int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in _text(file).split()
     ]
-    return [pid, *(one for child in children for one in family(child))]
+    return [pid, *(descendant for child in children for descendant in family(child))]
 
 
 def anonymous(pid: int) -> int:
-    """Bytes of a process's memory that no file backs; a share of what it shares (Linux: smaps_rollup)."""
+    """Return a process's anonymous memory in bytes, with its share of shared memory (Linux: smaps_rollup)."""
     rows = (line.split() for line in _text(Path(f"/proc/{pid}/smaps_rollup")).splitlines())
     return sum(int(row[1]) * 1024 for row in rows if row[0] in ("Pss_Anon:", "Pss_Shmem:"))
 
@@ -67,12 +66,12 @@ def anonymous(pid: int) -> int:
 def _text(file: Path) -> str:
     try:
         return file.read_text()
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return ""
 
 
 def machine() -> str:
-    """The processor, as the system names it."""
+    """Return the number of cores and the name of the processor."""
     names = [
         line.partition(":")[2].strip()
         for line in _text(Path("/proc/cpuinfo")).splitlines()

@@ -43,6 +43,11 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     return markdown.replace(NAMES, public_names()) if NAMES in markdown else markdown
 
 
+def on_page_content(content: str, **kwargs: Any) -> str:
+    """Mark the names of options, which browsers would break after their hyphens."""
+    return re.sub(r"<code>((?:-\w, )?--[\w.]{1,36})</code>", r'<code class="option">\1</code>', content)
+
+
 def included(name: str) -> str:
     """Return a Markdown file outside docs/, with its links as seen from docs/.
 
@@ -70,21 +75,25 @@ def options(command: str) -> str:
         contextlib.suppress(SystemExit),
     ):
         flowers_pl.main([command, "--help"])
-    usage, *lines = printed.getvalue().splitlines()
-    made: list[str] = []
-    for line in lines:
+    groups: list[tuple[str, list[str]]] = [
+        ("", [])
+    ]  # title and table rows; what stands before them is the summary
+    summary = ""
+    for line in printed.getvalue().splitlines()[1:]:
         option = re.match(r"  (-\S.*?)(?:\s{2,}(.*)|$)", line)
+        rows = groups[-1][1]
         if option is not None:
-            made.append(row(option[1], option[2] or ""))
+            rows.append(row(option[1], option[2] or ""))
         elif re.match(r"\S.*:$", line):
-            title = [] if line == "options:" else [f"#### {line[:-1]}", ""]
-            made += ["", *title, "| option | what it does | default |", "|---|---|---|"]
-        elif made and line.strip() and made[-1].startswith("| `"):  # help that stands below a long option
-            made[-1] = row(made[-1].split("`")[1], line.strip())
-        elif line.strip():
-            made.append(line.strip())
-    assert any(line.startswith("| `") for line in made), f"{usage}: --help lists no option"
-    return "\n".join(made)
+            groups.append(("" if line == "options:" else f"#### {line[:1].upper()}{line[1:-1]}", []))
+        elif line.strip() and rows:  # a long option's help stands below it
+            rows[-1] = row(rows[-1].split("`")[1], line.strip())
+        elif line.strip() and len(groups) == 1:
+            summary += line
+    head = "| option | what it does | default |\n|---|---|---|"
+    tables = ["\n".join([title, "", head, *rows]) for title, rows in groups if rows]
+    assert tables, f"{command} --help lists no option"
+    return "\n\n".join([summary, *tables])
 
 
 def row(option: str, text: str) -> str:

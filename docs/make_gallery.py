@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -112,8 +113,9 @@ def main() -> None:
             "exported",
             "predict --exported checkpoints/my_run/final.onnx --data.predict_root new/dandelion",
         )
-        files = sorted(path.relative_to(folder).as_posix() for path in (folder / "checkpoints").rglob("*.*"))
-        (GALLERY / "files.txt").write_text("\n".join(files) + "\n", encoding="utf-8")
+        paths = (path.relative_to(folder) for path in (folder / "checkpoints").rglob("*.*"))
+        files = {re.sub(r"(tfevents).*", r"\1…", path.as_posix()) for path in paths}
+        (GALLERY / "files.txt").write_text("\n".join(sorted(files)) + "\n", encoding="utf-8")
         for inside, kept in PICTURES.items():
             picture = Image.open(folder / "checkpoints/my_run" / inside).convert("RGB")
             picture.quantize(256).save(GALLERY / kept, optimize=True)

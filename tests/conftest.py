@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flowers_pl.data.datamodule import FlowersDataModule
-from flowers_pl.data.drawings import write_drawings
+from flowers_pl.data.drawing_folder import write_drawings
 
 SIZE = 32  # pixels a side: the smallest that the backbone takes
 

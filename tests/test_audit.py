@@ -15,7 +15,8 @@ from PIL import Image, ImageFilter
 
 from flowers_pl.cli.app import main
 from flowers_pl.data.datamodule import FlowersDataModule
-from flowers_pl.data.drawings import draw_flower, write_drawings
+from flowers_pl.data.drawing_folder import write_drawings
+from flowers_pl.data.drawings import draw_flower
 from flowers_pl.data.exclusions import read_exclusions
 from flowers_pl.data.split import write_split
 from flowers_pl.network.mobilenet import FlowerNet, start_from_nothing

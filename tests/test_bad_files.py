@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from test_decode import app1, encoded, png
+from test_decoding import app1, encoded, png
 
 from flowers_pl.cli.app import main
 from flowers_pl.core.files import read_csv
@@ -89,7 +89,7 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
 ODD = {  # no regular files, or none that may be read
     "private.jpg": "no permission",
     "dangling.jpg": "link to nothing",
-    "circle.jpg": "in a circle",
+    "circle.jpg": "loop of links",
     "fifo.jpg": "not a file",
     "closed": "folder that is closed",
     "up": "link to a folder",

@@ -13,8 +13,8 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.batches import Batch
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.decoding import load_photo
+from flowers_pl.data.folder import VAL
 from flowers_pl.data.sampling import BatchKey, BatchSampler, even_sample
-from flowers_pl.data.split import VAL
 
 
 def test_every_photo_once_an_epoch_and_a_short_last_batch() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-import flowers_pl.data.cache as cache
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.data import decode_workers
 from flowers_pl.data.cache import DecodedPhotos, FilePixels, decode_photos
 from flowers_pl.data.decoding import load_photo
 from flowers_pl.data.drawings import draw_flower
@@ -53,7 +53,7 @@ def test_pixels_are_those_of_the_files(root: Path, workers: int) -> None:
 
 def test_the_second_time_nothing_is_decoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = decode(root)
-    monkeypatch.setattr(cache, "read_photo", lambda path: pytest.fail("decoded again"))
+    monkeypatch.setattr(decode_workers, "read_photo", lambda path: pytest.fail("decoded again"))
     again = decode(root)
     assert again.photos == first.photos
     assert again.left_out == first.left_out
@@ -111,7 +111,7 @@ def test_a_failure_leaves_nothing_behind(root: Path, monkeypatch: pytest.MonkeyP
     def interrupted(path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cache, "read_photo", interrupted)
+    monkeypatch.setattr(decode_workers, "read_photo", interrupted)
     with pytest.raises(KeyboardInterrupt):
         decode(root)
     assert [path for path in (root.parent / "cache").iterdir() if not path.name.endswith(".lock")] == []

@@ -11,7 +11,7 @@ import pytest
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.exclusions import read_exclusions, write_exclusions
-from flowers_pl.data.folder import LeftOut
+from flowers_pl.data.folder import EXCLUDED, LeftOut
 from flowers_pl.data.split import write_split
 
 LISTED = [
@@ -39,7 +39,7 @@ def module(root: Path, **settings: object) -> FlowersDataModule:
 
 def test_a_list_is_taken_back_and_no_cell_is_a_formula(tmp_path: Path) -> None:
     write_exclusions(tmp_path / "list.csv", LISTED)
-    assert read_exclusions(tmp_path / "list.csv") == dict(LISTED)
+    assert read_exclusions(tmp_path / "list.csv") == {path: reason for path, reason, _ in LISTED}
     with open(tmp_path / "list.csv", newline="", errors="surrogateescape") as stream:
         cells = [cell for row in csv.reader(stream) for cell in row]
     assert len(cells) == 2 + 2 * len(LISTED)
@@ -68,8 +68,8 @@ def test_photos_on_the_list_take_no_part(drawings: Path, tmp_path: Path, split: 
     assert {one.path for one in every.placed} - {one.path for one in data.placed} == set(listed)
     assert sorted(data.left_out) == sorted(
         [
-            LeftOut(listed[0], "is on the list list.csv: blurred"),
-            LeftOut(listed[1], "is on the list list.csv"),
+            LeftOut(listed[0], "is on the list list.csv: blurred", EXCLUDED),
+            LeftOut(listed[1], "is on the list list.csv", EXCLUDED),
         ]
     )
     assert len(data.train_photos) + len(data.val_photos) == len(every.placed) - 2
@@ -102,7 +102,7 @@ def test_an_unreadable_file_on_the_list_is_no_error(drawings: Path, tmp_path: Pa
         module(tmp_path / "photos", unreadable="error")
     write_exclusions(tmp_path / "list.csv", [LeftOut("rose/text.png", "no picture")])
     data = module(tmp_path / "photos", unreadable="error", exclude=str(tmp_path / "list.csv"))
-    assert data.left_out == [LeftOut("rose/text.png", "is on the list list.csv: no picture")]
+    assert data.left_out == [LeftOut("rose/text.png", "is on the list list.csv: no picture", EXCLUDED)]
 
 
 def test_a_list_for_another_folder_is_refused(drawings: Path, tmp_path: Path) -> None:

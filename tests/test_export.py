@@ -24,8 +24,9 @@ from flowers_pl.data.decoding import load_photo, read_photo, resize_photo
 from flowers_pl.data.drawings import draw_flower
 from flowers_pl.export import write
 from flowers_pl.export.load import Exported
+from flowers_pl.export.quantize import check_pair_sums, quantize_int8
 from flowers_pl.export.verify import Agreement, accuracy_loss, check_export
-from flowers_pl.export.write import export_onnx, export_torch, quantize_int8
+from flowers_pl.export.write import export_onnx, export_torch
 from flowers_pl.network.mobilenet import start_from_nothing
 from flowers_pl.network.weights import load_weights
 from flowers_pl.training.classifier import FlowerClassifier
@@ -429,6 +430,46 @@ def test_int8_is_small_and_close(model: FlowerClassifier, files: dict[str, Path]
     assert np.corrcoef(*spread)[0, 1] > 0.6  # 0.79; 0.15 when calibrated on black photos
     types = [node.op_type for node in onnx.load(files["int8"]).graph.node]
     assert types.index("QuantizeLinear") > types.index("Div")  # resize and normalisation come first, in float
+
+
+def saturating_sums(activations: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sum products as x86 processors without VNNI do: in pairs, in 16 bits that saturate, then in 32 bits.
+
+    Args:
+        activations: int (K,), 0 to 255.
+        weights: int (channels, K), -128 to 127.
+    """
+    products = activations * weights
+    products = np.pad(products, ((0, 0), (0, products.shape[1] % 2)))
+    return (products[:, ::2] + products[:, 1::2]).clip(-(2**15), 2**15 - 1).sum(1)
+
+
+def test_int8_gives_the_same_answers_on_processors_without_vnni(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    import onnx
+
+    proto = onnx.load(files["int8"])
+    int8 = onnx.TensorProto.INT8
+    tensors = [part for part in proto.graph.initializer if part.data_type == int8 and len(part.dims) == 4]
+    assert len(tensors) == 52  # all convolutions of MobileNetV2
+    rng = np.random.default_rng(0)
+    saturated = 0
+    for tensor in tensors:
+        weights = onnx.numpy_helper.to_array(tensor).reshape(tensor.dims[0], -1).astype(int)
+        doubled = (2 * weights).clip(-127, 127)  # as large as 8 bits allow
+        for level in (*rng.integers(0, 256, (5, weights.shape[1])), np.full(weights.shape[1], 255)):
+            order = rng.permutation(weights.shape[1])  # whichever weights a kernel pairs
+            assert np.array_equal(saturating_sums(level, weights[:, order]), weights[:, order] @ level)
+            saturated += int((saturating_sums(level, doubled) != doubled @ level).any())
+        tensor.CopyFrom(
+            onnx.numpy_helper.from_array(doubled.astype(np.int8).reshape(tensor.dims), tensor.name)
+        )
+    assert saturated  # as 8-bit weights did
+    check_pair_sums(files["int8"])
+    onnx.save(proto, tmp_path / "full.onnx")
+    with pytest.raises(FlowersError, match="processors without VNNI"):
+        check_pair_sums(tmp_path / "full.onnx")
 
 
 def test_accuracy_loss_is_a_paired_bootstrap() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from flowers_pl.data.folder import LeftOut
-from flowers_pl.data.split import TRAIN, VAL, Placed
+from flowers_pl.data.folder import EXCLUDED, TRAIN, TWO_CLASSES, UNREADABLE, VAL
+from flowers_pl.data.split import Placed
 from flowers_pl.export.model_card import TO_FILL_IN, model_card
 
 PLACED = [
@@ -15,11 +15,7 @@ PLACED = [
     *(Placed(f"a|b/{number}.jpg", "a|b", TRAIN, "") for number in range(7)),
     Placed("a|b/9.jpg", "a|b", VAL, ""),
 ]
-LEFT_OUT = [
-    LeftOut("daisy/torn.jpg", "truncated JPEG"),
-    LeftOut("daisy/x.jpg", "stands under another class too: a|b/x.jpg"),
-    LeftOut("a|b/x.jpg", "stands under another class too: daisy/x.jpg"),
-]
+LEFT_OUT = {UNREADABLE: 1, TWO_CLASSES: 2, EXCLUDED: 1}  # as a checkpoint counts them
 RESULTS = {
     "checkpoint": "/secret/best.ckpt",
     "judged": "validation photos; this side chose the checkpoint",
@@ -46,7 +42,13 @@ def settings(weights: str | None = "IMAGENET1K_V1") -> dict[str, Any]:
 
 def test_a_card_says_what_is_known() -> None:
     card = model_card(
-        facts(), settings(), PLACED, LEFT_OUT, RESULTS, {"final.onnx": "8.9 MB, agrees"}, "My model"
+        facts() | {"left_out": LEFT_OUT},
+        settings(),
+        PLACED,
+        4,
+        RESULTS,
+        {"final.onnx": "8.9 MB, agrees"},
+        "My model",
     )
     assert card.startswith("# My model\n")
     for line in (
@@ -56,7 +58,7 @@ def test_a_card_says_what_is_known() -> None:
         "| daisy | 3 | 0 |",
         "| a\\|b | 7 | 1 |",
         "| all | 10 | 1 |",
-        "Left out: 3 (2 under two classes, 1 unreadable).",
+        "Left out: 4 (1 excluded, 2 under two classes, 1 unreadable).",
         "- Stage 1: the head alone, Adam at 0.001, dropout 0.3.",
         "- Stage 2, from epoch 11 on: the top 30 layers too, Adam at 0.0001.",
         "- Seed 5.",
@@ -76,6 +78,15 @@ def test_a_card_shows_how_its_files_are_run_each_kind_once() -> None:
     assert card.count("## Use\n") == 1
     assert "final_int8" not in card.partition("## Use")[2]
     assert "## Use\n" not in model_card(facts(), settings())
+
+
+def test_photos_left_out_by_a_list_are_not_counted_as_unreadable() -> None:
+    card = model_card(facts() | {"left_out": {EXCLUDED: 1}}, settings(), PLACED, 1)
+    assert "Left out: 1 (1 excluded)." in card
+
+
+def test_a_checkpoint_of_0_1_0_does_not_count_kinds() -> None:
+    assert "Left out: 1." in model_card(facts(), settings(), PLACED, 1)
 
 
 def test_what_only_a_person_knows_is_left_to_fill_in() -> None:

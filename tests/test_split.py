@@ -11,10 +11,8 @@ import pytest
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.cache import decode_photos
 from flowers_pl.data.duplicates import duplicate_groups
-from flowers_pl.data.folder import Photo, list_photos
+from flowers_pl.data.folder import TRAIN, VAL, Photo, list_photos
 from flowers_pl.data.split import (
-    TRAIN,
-    VAL,
     Placed,
     check_sides,
     grouped_split,

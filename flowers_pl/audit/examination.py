@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
 from flowers_pl.data.decoding import UnreadablePhoto
 from flowers_pl.data.duplicates import duplicate_groups
-from flowers_pl.data.folder import Photo, class_folders, files_below
+from flowers_pl.data.folder import Photo, list_class_files, split_folders
 from flowers_pl.data.split import Placed, grouped_split, notebook_split, read_split, straddling
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.features import pooled_features
@@ -62,10 +62,7 @@ def examine(
     Raises:
         FlowersError: there is no such folder, it holds no files, or the given split does not fit.
     """
-    classes = class_folders(root)
-    photos = sorted(
-        Photo(f"{label}/{path}", label) for label in classes for path in files_below(root / label)
-    )
+    classes, photos = list_class_files(root)
     if not photos:
         raise FlowersError(
             f"--data.root: the class folders of {str(root)!r} are all empty; put photos there."
@@ -80,11 +77,12 @@ def examine(
             entry.name for entry in root.iterdir() if entry.is_file() and not entry.name.startswith(".")
         ),
     )
-    found.faults += [Fault(UNREADABLE, *one) for one in decoded.left_out]
+    found.faults += [Fault(UNREADABLE, entry.path, entry.reason) for entry in decoded.left_out]
     _read_headers(found, root, decoded.photos, image_size)
     _look(found, decoded)
     found.duplicates = _duplicates(decoded, groups)
-    found.straddling = _straddling(decoded.photos, groups, split, val_fraction, split_seed)
+    sides = split_folders(root)
+    found.straddling = _straddling(decoded.photos, groups, split, val_fraction, split_seed, sides)
     _check_labels(found, decoded, groups, network, workers)
     return found
 
@@ -156,13 +154,23 @@ def _duplicates(decoded: DecodedPhotos, groups: np.ndarray) -> list[Duplicates]:
 
 
 def _straddling(
-    photos: list[Photo], groups: np.ndarray, split: str | None, val_fraction: float, split_seed: int
+    photos: list[Photo],
+    groups: np.ndarray,
+    split: str | None,
+    val_fraction: float,
+    split_seed: int,
+    sides: Mapping[str, str],
 ) -> dict[str, list[list[str]]]:
     """The notebook's split, this program's, and a given one, by the groups that were found now."""
     splits = {
         "notebook": notebook_split(photos, groups, val_fraction),
         "grouped": grouped_split(photos, groups, val_fraction, split_seed)[0],
     }
+    if sides:  # the folders that are trained, validated and tested on
+        splits["folders"] = [
+            Placed(photo.path, photo.label, sides[photo.path.partition("/")[0]], photos[group].path)
+            for photo, group in zip(photos, groups.tolist(), strict=True)
+        ]
     if split is not None and split not in splits:
         splits[split] = _regrouped(read_split(Path(split), photos), photos, groups)
     return {name: list(straddling(placed).values()) for name, placed in splits.items()}

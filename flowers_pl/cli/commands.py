@@ -9,4 +9,5 @@ SUMMARIES = {
     "audit": "Find what is wrong with a folder of photos: files, duplicates, labels, odd pictures.",
     "explain": "Show where the model looks: heat maps in the run's folder gradcam.",
     "export": "Write the final model for use elsewhere, checked against its checkpoint, and a model card.",
+    "cache": "List the decoded photos that are kept between runs, or remove them.",
 }

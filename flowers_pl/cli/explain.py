@@ -16,11 +16,10 @@ from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable, write_json
 from flowers_pl.core.names import KEY, RUNS
-from flowers_pl.core.text import plural
+from flowers_pl.core.text import nfc, plural
 from flowers_pl.data.decoding import resize_photo
-from flowers_pl.data.folder import list_pictures
+from flowers_pl.data.folder import VAL, list_pictures
 from flowers_pl.data.sampling import even_sample
-from flowers_pl.data.split import VAL
 from flowers_pl.runs.folder import readable_photos, split_of
 from flowers_pl.runs.results import log_pictures, save_figure
 from flowers_pl.training.checkpoint_files import newest_best, read_checkpoint
@@ -96,12 +95,12 @@ def _to_explain(
     else:
         root, paths = list_pictures(images, "--images")
         paths = paths[:most]
+    known = {nfc(name): name for name in model.classes}
     names, photos, truths = [], [], []
     for path, photo in readable_photos(root, paths):
         photos.append(photo)
         names.append(path)
-        above = (root / path).parent.name
-        truths.append(above if above in model.classes else None)
+        truths.append(known.get(nfc((root / path).parent.name)))
     if not photos:
         raise FlowersError(
             f"--images: nothing in {images or str(root)!r} can be read as a photo; give others."

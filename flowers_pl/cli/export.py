@@ -10,9 +10,7 @@ from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable
 from flowers_pl.core.names import RUNS
-from flowers_pl.data.datamodule import FlowersDataModule
-from flowers_pl.runs.final_model import write_final
-from flowers_pl.runs.folder import settings_of
+from flowers_pl.runs.final_model import find_photos, write_final
 from flowers_pl.training.checkpoint_files import newest_best
 from flowers_pl.training.classifier import FlowerClassifier
 
@@ -22,6 +20,7 @@ def export(
     format: Literal["torch", "onnx"] = "torch",
     quantize: Literal["int8"] | None = None,
     out: str | None = None,
+    root: str | None = None,
 ) -> None:
     """Write the final model for use elsewhere, checked against its checkpoint, and a model card beside it.
 
@@ -30,6 +29,8 @@ def export(
         format: torch for a .pt2 of torch.export, or onnx.
         quantize: int8 for a quantised ONNX file beside the other.
         out: the file to write; null for final.pt2 or final.onnx beside the checkpoint.
+        root: the folder of the training photos where it has moved; without them the model is checked on
+            generated images.
     """
     ckpt = Path(ckpt_path) if ckpt_path else newest_best(RUNS)
     suffix = {"torch": ".pt2", "onnx": ".onnx"}[format]
@@ -39,11 +40,11 @@ def export(
         raise FlowersError(f"--out: the file for --format {format} must end in {suffix}; {out!r} does not.")
     file = Path(out) if out else ckpt.parent / f"final{suffix}"
     check_writable(file.parent, "--out" if out else "")
-    data = FlowersDataModule(**settings_of(ckpt))
-    data.prepare_data()
-    data.setup("validate")
+    if root is not None and not Path(root).is_dir():
+        raise FlowersError(f"--root: there is no folder {root!r}; give that of the training photos.")
     model = FlowerClassifier.load(ckpt)
-    write_final(model, ckpt, file, data.root, data.placed, quantize=quantize)
+    folder, placed = find_photos(ckpt, root)
+    write_final(model, ckpt, file, folder, placed, quantize=quantize)
 
 
 def run(args: list[str]) -> None:

@@ -285,5 +285,6 @@ def _log_settings(trainer: L.Trainer, settings: dict[str, Any], metrics: dict[st
         for group in ("model", "data", "unfreeze", "early_stopping", "average")
         for name, value in settings[group].items()
     }
-    for board in trainer.loggers:
-        board.log_hyperparams(chosen, {f"best/{name}": value for name, value in metrics.items()})
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(chosen, {f"best/{name}": value for name, value in metrics.items()})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +18,7 @@ from typing import Any
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.text import escape_bytes, unescape_bytes
 
+DELIMITERS = ",;\t"  # a spreadsheet saves "CSV" with its country's
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 (spreadsheets take the wide ones too)
 
 
@@ -157,7 +161,10 @@ def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterabl
 
 
 def read_csv(file: str | os.PathLike[str], columns: Iterable[str] = ()) -> list[dict[str, str]]:
-    """Read the rows of a table that `write_csv` wrote; a missing cell is empty.
+    """Read the rows of a table that `write_csv` wrote, or a spreadsheet that saved it again.
+
+    A byte-order mark, UTF-16, semicolons or tabs in place of commas, and a first line such as "sep=;" are
+    recognised. A missing cell is empty; rows of nothing but empty cells are skipped.
 
     Args:
         file: the table.
@@ -167,14 +174,23 @@ def read_csv(file: str | os.PathLike[str], columns: Iterable[str] = ()) -> list[
         LookupError: it lacks a column, which the error names.
         OSError, csv.Error, UnicodeError: it cannot be read, or is no table.
     """
-    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        reader = csv.DictReader(stream, restval="")
-        if missing := sorted(set(columns) - set(reader.fieldnames or ())):
-            raise LookupError(missing[0])
-        return [
-            {_unquoted(name): _unquoted(cell) for name, cell in row.items() if name is not None}
-            for row in reader
-        ]
+    content = Path(file).read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if wide else "utf-8-sig", "strict" if wide else "surrogateescape")
+    hint = re.match(r'"?sep=(.)"?\r?\n', text)
+    lines = text[hint.end() if hint else 0 :]
+    for delimiter in [hint[1]] if hint else DELIMITERS:
+        reader = csv.DictReader(io.StringIO(lines, newline=""), restval="", delimiter=delimiter)
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        missing = sorted(set(columns) - set(reader.fieldnames))
+        if not missing:
+            break
+    if missing:
+        raise LookupError(missing[0])
+    rows = [{name: cell for name, cell in row.items() if name is not None} for row in reader]
+    return [
+        {_unquoted(name): _unquoted(cell) for name, cell in row.items()} for row in rows if any(row.values())
+    ]
 
 
 def _quoted(cell: object) -> object:

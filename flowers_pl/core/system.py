@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import platform
 
 import torch
 
 
 def best_precision(accelerator: str = "auto") -> str:
-    """What `--trainer.precision` is where it is not given: "bf16-mixed" where the hardware multiplies
-    bfloat16, else "32-true".
+    """Return the default of `--trainer.precision`: "bf16-mixed" if the hardware multiplies bfloat16, else
+    "32-true".
 
-    Weights, optimizer and losses stay float32. GPUs multiply bfloat16 from compute capability 8.0 on, CPUs
-    with AMX or AVX-512 BF16 do; elsewhere it is emulated, and slower than float32.
+    Weights, optimizer state and losses stay float32. GPUs multiply bfloat16 from compute capability 8.0 on,
+    CPUs with AMX or AVX-512 BF16; elsewhere it is emulated, and slower than float32.
 
     Args:
         accelerator: as the Trainer takes it.
+
+    >>> best_precision("cpu") in ("bf16-mixed", "32-true")
+    True
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -27,6 +31,11 @@ def best_precision(accelerator: str = "auto") -> str:
     else:
         fast = False
     return "bf16-mixed" if fast else "32-true"
+
+
+def processor() -> str:
+    """Name this processor and the instructions that torch uses: "x86_64 (AVX2)"."""
+    return f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def available_cores() -> int:

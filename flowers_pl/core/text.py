@@ -67,3 +67,12 @@ def unescape_bytes(text: str) -> str:
         return chr(0xDC00 + int(escape[1], 16)) if escape[1] else "\\"
 
     return re.sub(r"\\\\|\\x([89a-f][0-9a-f])", original, text)
+
+
+def nfc(name: str) -> str:
+    """Compose letters and marks, so that names compare equal as they look equal (Unicode's form NFC).
+
+    >>> nfc("Ga\u0308nseblu\u0308mchen") == "G\u00e4nsebl\u00fcmchen"
+    True
+    """
+    return unicodedata.normalize("NFC", name)

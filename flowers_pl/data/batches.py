@@ -91,6 +91,7 @@ class CachedPhotos(Dataset[Batch]):
         self, decoded: DecodedPhotos, rows: np.ndarray, labels: np.ndarray, seed: int | None = None
     ) -> None:
         self.pixels, self.rows, self.labels, self.seed = decoded.pixels, rows, labels, seed
+        self._hold = decoded.hold
         self._draws: tuple[int, EpochDraws] | None = None
 
     def __len__(self) -> int:

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from filelock import FileLock
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from flowers_pl.core.errors import FlowersError, reason_of
-from flowers_pl.core.files import replacing_folder
-from flowers_pl.core.signals import leave_signals_to_parent, signals_held
-from flowers_pl.core.system import available_cores
+from flowers_pl.core.files import replacing, replacing_folder
 from flowers_pl.core.text import printable
-from flowers_pl.data.decoding import UnreadablePhoto, load_photo, read_photo, resize_photo
-from flowers_pl.data.duplicates import THUMB, Fingerprint, fingerprint
-from flowers_pl.data.folder import LeftOut, Photo
+from flowers_pl.data.cache_folder import (
+    PIXELS,
+    TABLE,
+    THUMBS,
+    Hold,
+    default_cache_dir,
+    entry_lock,
+    remove_leftovers,
+    reserve,
+)
+from flowers_pl.data.decode_workers import Unreadable, decode_rows
+from flowers_pl.data.decoding import UnreadablePhoto, load_photo
+from flowers_pl.data.duplicates import THUMB
+from flowers_pl.data.folder import UNREADABLE, LeftOut, Photo
 
-VERSION = 1  # of what `decoding.py` and `duplicates.py` compute: a change there needs a new number here
-CHUNK = 16  # photos a worker decodes before it reports
+VERSION = 2  # of what `decoding.py` and `duplicates.py` compute: a change there needs a new number here
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class DecodedPhotos:
         thumbs: uint8 (N, THUMB, THUMB).
         left_out: files that could not be read, with the reason.
         pixels: uint8 (number of files, size, size, 3), RGB: a memory map, or what reads the files.
+        may_pass: those of `left_out` whose fault may pass, by their rows.
+        hold: keeps the cache in use.
     """
 
     photos: list[Photo]
@@ -48,11 +57,21 @@ class DecodedPhotos:
     thumbs: np.ndarray
     left_out: list[LeftOut]
     pixels: np.ndarray | FilePixels
+    may_pass: list[int]
+    hold: Hold
 
-
-def default_cache_dir() -> Path:
-    """Return `$XDG_CACHE_HOME/flowers_pl`, or `~/.cache/flowers_pl`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowers_pl"
+    def without(self, paths: Container[str]) -> DecodedPhotos:
+        """Return the photos but for those of some paths."""
+        rows = [row for row, photo in enumerate(self.photos) if photo.path not in paths]
+        return replace(
+            self,
+            photos=[self.photos[row] for row in rows],
+            left_out=[entry for entry in self.left_out if entry.path not in paths],
+            digests=[self.digests[row] for row in rows],
+            rows=self.rows[rows],
+            phashes=self.phashes[rows],
+            thumbs=self.thumbs[rows],
+        )
 
 
 class FilePixels:
@@ -93,11 +112,13 @@ def decode_photos(
     cache_dir: Path | None = None,
     workers: int | None = None,
     keep: bool = True,
+    retry: bool = True,
 ) -> DecodedPhotos:
     """Decode all photos of a folder, or load them decoded from the cache.
 
     A folder has one cache for each size. It is rebuilt when a file was added, removed or changed (name,
     length, times of change), put in place as a whole, and built by one process at a time while others wait.
+    A cache that another user built is read; where it cannot be replaced, this user gets another one.
 
     Args:
         root: the folder of class folders.
@@ -106,37 +127,31 @@ def decode_photos(
         cache_dir: folder of all caches; None for `default_cache_dir()`.
         workers: processes that decode; None for as many as there are cores, 0 for this one.
         keep: keep the pixels; otherwise only the fingerprints, and `FilePixels` reads the photos.
+        retry: read photos again that could not be read because of a fault that may have passed.
 
     Raises:
-        FlowersError: the cache cannot be written.
+        FlowersError: the cache cannot be written, or a worker was killed.
     """
     root = root.resolve()
     cache_dir = cache_dir or default_cache_dir()
-    place = cache_dir / f"{root.name}-{_hash(str(root))[:12]}-{size}{'' if keep else '-unkept'}"
-    key = _key(root, photos, size)
-    unkept = None if keep else FilePixels(root, photos, size)
+    name = f"{root.name}-{_hash(str(root))[:12]}-{size}{'' if keep else '-unkept'}"
+    cache = _Cache(root, photos, size, keep, workers)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{place}.lock"):
-            decoded = _load(place, key, unkept)
-            if decoded is None:
-                _build(place, key, root, photos, size, workers, keep)
-                decoded = _load(place, key, unkept)
+        try:
+            return cache.load_or_build(cache_dir / name, retry)
+        except PermissionError:  # another user's, and it is out of date
+            return cache.load_or_build(cache_dir / f"{name}-user{getattr(os, 'getuid', int)()}", retry)
     except OSError as error:
+        way_out = "choose another folder or give --data.cache false" if keep else "or choose another folder"
         raise FlowersError(
             f"--data.cache_dir: decoded photos cannot be written to {str(cache_dir)!r} ({reason_of(error)});"
-            " choose another folder."
+            f" make room, {way_out}."
         ) from error
-    assert decoded is not None
-    return decoded
 
 
 def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()
-
-
-def _key(root: Path, photos: list[Photo], size: int) -> str:
-    return _hash(repr((VERSION, size, [(photo.path, *_state(root / photo.path)) for photo in photos])))
 
 
 def _state(file: Path) -> tuple[int, int, int]:
@@ -148,97 +163,103 @@ def _state(file: Path) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _load(place: Path, key: str, unkept: FilePixels | None) -> DecodedPhotos | None:
-    """Load what is stored, or return None where that is nothing, or of other photos, or damaged."""
-    try:
-        table = json.loads((place / "table.json").read_text())
-        if table["key"] != key:
-            return None
-        pixels = unkept or np.load(place / "pixels.npy", mmap_mode="r")
-        thumbs = np.load(place / "thumbs.npy")
-    except (OSError, ValueError, KeyError, EOFError):
-        return None
-    rows = np.array([photo["row"] for photo in table["photos"]], dtype=np.int64)
-    return DecodedPhotos(
-        photos=[Photo(photo["path"], photo["label"]) for photo in table["photos"]],
-        rows=rows,
-        digests=[photo["digest"] for photo in table["photos"]],
-        phashes=np.array([photo["phash"] for photo in table["photos"]], dtype=np.uint64),
-        thumbs=thumbs[rows],
-        left_out=[LeftOut(*entry) for entry in table["left_out"]],
-        pixels=pixels,
-    )
+class _Cache:
+    """Decoded photos of a folder: loaded, built, or completed; see `decode_photos`."""
 
+    def __init__(self, root: Path, photos: list[Photo], size: int, keep: bool, workers: int | None) -> None:
+        self.root, self.photos, self.size, self.keep, self.workers = root, photos, size, keep, workers
+        states = [(photo.path, *_state(root / photo.path)) for photo in photos]
+        self.key = _hash(repr((VERSION, size, states)))
 
-def _build(
-    place: Path, key: str, root: Path, photos: list[Photo], size: int, workers: int | None, keep: bool
-) -> None:
-    with replacing_folder(place) as unfinished:
-        pixels = unfinished / "pixels.npy" if keep else None
-        if pixels is not None:
-            shape = (len(photos), size, size, 3)
-            np.lib.format.open_memmap(pixels, mode="w+", dtype=np.uint8, shape=shape).flush()
-        thumbs = np.zeros((len(photos), THUMB, THUMB), np.uint8)
-        table: dict[str, object] = {"key": key, "photos": (readable := []), "left_out": (left_out := [])}
-        for row, found in _decode_all(_Decoder(root, photos, size, pixels), workers):
-            if isinstance(found, str):
-                left_out.append([photos[row].path, found])
-                continue
-            thumbs[row] = found.thumb
-            readable.append(
-                {**photos[row]._asdict(), "row": row, "digest": found.digest, "phash": found.phash}
-            )
-        np.save(unfinished / "thumbs.npy", thumbs)
-        (unfinished / "table.json").write_text(json.dumps(table))
-
-
-class _Decoder(Dataset[list[tuple[int, Fingerprint | str]]]):
-    """Decodes CHUNK photos an item straight into the memory map, if there is one, and returns their
-    fingerprints, or why they cannot be read."""
-
-    def __init__(self, root: Path, photos: list[Photo], size: int, pixels: Path | None) -> None:
-        self.root, self.photos, self.size, self.pixels = root, photos, size, pixels
-
-    def __len__(self) -> int:
-        return -(-len(self.photos) // CHUNK)
-
-    def __getitem__(self, chunk: int) -> list[tuple[int, Fingerprint | str]]:
-        pixels = None if self.pixels is None else np.load(self.pixels, mmap_mode="r+")
-        found: list[tuple[int, Fingerprint | str]] = []
-        for row in range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.photos))):
-            try:
-                photo = read_photo(self.root / self.photos[row].path)
-            except UnreadablePhoto as reason:
-                found.append((row, str(reason)))
-                continue
-            if pixels is not None:
-                pixels[row] = resize_photo(photo, self.size).permute(1, 2, 0).numpy()
-            found.append((row, fingerprint(photo)))
+    def load_or_build(self, entry: Path, retry: bool) -> DecodedPhotos:
+        """Load an entry; build it where there is none, and complete it where faults may have passed."""
+        found = self._load(entry)
+        if found is not None and not (retry and found.may_pass):
+            return found
+        try:
+            with entry_lock(entry):
+                remove_leftovers(entry)
+                found = self._load(entry)  # another process may have built it meanwhile
+                if found is None:
+                    with replacing_folder(entry) as unfinished:
+                        self._build(unfinished)
+                elif retry and found.may_pass:
+                    self._complete(entry, found.may_pass)
+                found = self._load(entry)
+        except OSError:
+            if found is None:
+                raise
+        if found is None:
+            raise OSError("it was removed while it was built")
         return found
 
+    def _load(self, entry: Path) -> DecodedPhotos | None:
+        """Load what is stored, or return None where that is nothing, or of other photos, or damaged."""
+        try:
+            hold = Hold(entry)
+            table = json.load(hold.table)
+            if table["key"] != self.key:
+                return None
+            pixels = np.load(entry / PIXELS, mmap_mode="r") if self.keep else self._file_pixels()
+            thumbs = np.load(entry / THUMBS)
+            if not os.path.samestat(os.fstat(hold.table.fileno()), (entry / TABLE).stat()):
+                return None  # replaced meanwhile
+        except (OSError, ValueError, KeyError, EOFError):
+            return None
+        rows = np.array([photo["row"] for photo in table["photos"]], dtype=np.int64)
+        return DecodedPhotos(
+            photos=[Photo(photo["path"], photo["label"]) for photo in table["photos"]],
+            rows=rows,
+            digests=[photo["digest"] for photo in table["photos"]],
+            phashes=np.array([photo["phash"] for photo in table["photos"]], dtype=np.uint64),
+            thumbs=thumbs[rows],
+            left_out=[LeftOut(path, reason, UNREADABLE) for _, path, reason in table["left_out"]],
+            pixels=pixels,
+            may_pass=table["may_pass"],
+            hold=hold,
+        )
 
-def _decode_all(decoder: _Decoder, workers: int | None) -> Iterator[tuple[int, Fingerprint | str]]:
-    if workers is None:
-        workers = min(available_cores(), len(decoder) // 4)
-    loader = DataLoader(
-        decoder,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        worker_init_fn=leave_signals_to_parent,
-    )
-    with signals_held():
-        chunks = iter(loader)
-    with tqdm(
-        total=len(decoder.photos), desc="Decoding photos once", unit="photo", leave=False, disable=None
-    ) as bar:
-        for chunk in chunks:
-            yield from chunk
-            bar.update(len(chunk))
+    def _file_pixels(self) -> FilePixels:
+        return FilePixels(self.root, self.photos, self.size)
+
+    def _build(self, folder: Path) -> None:
+        if self.keep:
+            shape = (len(self.photos), self.size, self.size, 3)
+            np.lib.format.open_memmap(folder / PIXELS, mode="w+", dtype=np.uint8, shape=shape).flush()
+            with (folder / PIXELS).open("rb+") as file:
+                reserve(file.fileno(), os.fstat(file.fileno()).st_size)
+        _save(folder / THUMBS, np.zeros((len(self.photos), THUMB, THUMB), np.uint8))
+        (folder / TABLE).write_text(
+            json.dumps({"key": self.key, "photos": [], "left_out": [], "may_pass": []})
+        )
+        self._complete(folder, range(len(self.photos)))
+
+    def _complete(self, folder: Path, rows: Sequence[int]) -> None:
+        """Decode photos and add them to what is stored; its table is written last."""
+        table: dict[str, Any] = json.loads((folder / TABLE).read_text())
+        thumbs = np.load(folder / THUMBS)
+        again = set(rows)
+        left_out = [entry for entry in table["left_out"] if entry[0] not in again]
+        readable, may_pass = table["photos"], []
+        pixels = folder / PIXELS if self.keep else None
+        for row, found in decode_rows(self.root, self.photos, rows, self.size, pixels, self.workers):
+            photo = self.photos[row]
+            if isinstance(found, Unreadable):
+                left_out.append([row, photo.path, found.reason])
+                may_pass += [row] if found.may_pass else []
+                continue
+            thumbs[row] = found.thumb
+            readable.append({**photo._asdict(), "row": row, "digest": found.digest, "phash": found.phash})
+        table["photos"] = sorted(readable, key=lambda photo: int(photo["row"]))
+        table |= {"left_out": sorted(left_out), "may_pass": may_pass}
+        with replacing(folder / THUMBS) as file:
+            _save(file, thumbs)
+        with replacing(folder / TABLE) as file:
+            file.write_text(json.dumps(table))
 
 
-def _unchanged(
-    chunk: list[tuple[int, Fingerprint | str]],
-) -> list[tuple[int, Fingerprint | str]]:
-    """Keep worker results from becoming tensors, which take a file descriptor each, and half of the time."""
-    return chunk
+def _save(file: Path, array: np.ndarray) -> None:
+    """Write an array as `np.save` does, whose own errors do not say that there is no room."""
+    content = io.BytesIO()
+    np.save(content, array)
+    file.write_bytes(content.getvalue())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -16,13 +18,13 @@ from flowers_pl.data.augmentation import Augmentation
 from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
 from flowers_pl.data.download import download_flower_photos
-from flowers_pl.data.drawings import write_drawings
+from flowers_pl.data.drawing_folder import write_drawings
 from flowers_pl.data.feature_cache import FeatureCache
-from flowers_pl.data.folder import LeftOut, Photo, list_photos, list_pictures
+from flowers_pl.data.folder import TEST, VAL, LeftOut, Photo, list_photos, list_pictures, split_folders
 from flowers_pl.data.prefetch import PrefetchLoader
 from flowers_pl.data.preparation import Preparation
 from flowers_pl.data.sampling import Balance, BatchSampler
-from flowers_pl.data.split import VAL, Placed
+from flowers_pl.data.split import Placed
 from flowers_pl.data.split_photos import SplitPhotos, SplitSettings, check_settings, class_numbers
 
 log = logging.getLogger(__name__)
@@ -32,12 +34,13 @@ class FlowersDataModule(L.LightningDataModule):
     """Photos from a folder of class folders: checked, decoded once, split 80/20, augmented.
 
     Args:
-        root: the folder; has one folder of photos for each class.
+        root: the folder; has one folder of photos for each class, or such folders below train/, val/ and
+            test/, which are then the split.
         image_size: pixels a side; photos are squashed to this square.
         batch_size: photos a training step, on all devices together.
         val_fraction: share of the photos that validate.
-        split: 'grouped' keeps duplicates on one side, 'notebook' is the original's, or a path to a split.csv
-            that a run wrote.
+        split: 'grouped' keeps duplicates on one side, or takes train/ and val/ below the root; 'notebook' is
+            the original's; or a path to a split.csv that a run wrote.
         split_seed: decides which photos validate; not the training seed, so that seeds can be compared.
         seed: decides order, augmentation and dropout.
         exclude: a CSV file whose column path names photos of `root` to leave out; 'audit --write' writes one.
@@ -46,7 +49,8 @@ class FlowersDataModule(L.LightningDataModule):
             'loss' weighs the training losses so that each class counts the same. Validation is not changed.
         unreadable: what `fit` does about photos that cannot be read: 'skip' names them and trains without
             them, 'error' ends the run.
-        test_root: a folder of class folders to test on; without it `test` reports on the validation side.
+        test_root: a folder of class folders to test on; default test/ where the root has it, else `test`
+            reports on the validation side.
         predict_root: a photo, or a folder of photos, to predict.
         drawn: number of flowers of each class to draw into `root`; 0 for photos that are there.
         drawn_size: pixels a side of a drawing.
@@ -126,16 +130,20 @@ class FlowersDataModule(L.LightningDataModule):
             log.info("%s holds drawings, not photos: %d of each kind.", self.root, self.drawn)
         elif not self.root.exists() and self.root == Path("data/flowers"):
             download_flower_photos(self.root)
-        self._list_and_decode()
+        self._list_and_decode(retry=True)
 
     def _needs_root(self) -> bool:
         fn = self.trainer.state.fn if self.trainer is not None else TrainerFn.FITTING
+        if fn == TrainerFn.TESTING and self.test_root is None:
+            tests = [name for name, side in split_folders(self.root).items() if side == TEST]
+            self.test_root = str(self.root / tests[0]) if tests else None
         return not (fn == TrainerFn.PREDICTING or (fn == TrainerFn.TESTING and self.test_root is not None))
 
-    def _list_and_decode(self) -> tuple[list[Photo], DecodedPhotos]:
+    def _list_and_decode(self, retry: bool) -> tuple[list[Photo], DecodedPhotos]:
         listed = list_photos(self.root)
-        decoded = decode_photos(self.root, listed, self.image_size, self.cache_dir, self.workers, self.cache)
-        return listed, decoded
+        return listed, decode_photos(
+            self.root, listed, self.image_size, self.cache_dir, self.workers, self.cache, retry
+        )
 
     def setup(self, stage: str) -> None:
         """Split the photos (`fit`, `validate`, `test` without a test_root) or list those to test or predict.
@@ -150,7 +158,7 @@ class FlowersDataModule(L.LightningDataModule):
             self.classes, self.image_size = list(module.classes), module.image_size
         if stage == "predict":
             self._setup_predict()
-        elif stage == "test" and self.test_root is not None:
+        elif not self._needs_root() and self.test_root is not None:
             self._setup_test(Path(self.test_root))
         elif self._split is None:
             self._setup_split()
@@ -160,18 +168,22 @@ class FlowersDataModule(L.LightningDataModule):
         settings = SplitSettings(
             self.root, self.split, self.val_fraction, self.split_seed, self.exclude, skip
         )
-        listed, decoded = self._list_and_decode()
+        listed, decoded = self._list_and_decode(retry=False)
         self._split = SplitPhotos.from_decoded(listed, decoded, settings, self.seed, self.classes)
         if self.trainer is not None and self.trainer.world_size > 1:
             self._split.check_ranks_agree(self.trainer.strategy, self.root)
         self.classes = self._split.class_names
-        self.reported_photos = [Photo(photo.path, photo.label) for photo in self.placed if photo.side == VAL]
+        validating = [photo.path for photo in self.placed if photo.side == VAL]
+        self.reported_photos = self._named(validating, self.val_photos.labels)
+
+    def _named(self, paths: Sequence[str], labels: np.ndarray) -> list[Photo]:
+        """Return photos with their classes, spelled as the model spells them."""
+        return [Photo(path, self.classes[label]) for path, label in zip(paths, labels, strict=True)]
 
     def _setup_test(self, test_root: Path) -> None:
-        self.reported_photos = list_photos(test_root, "--data.test_root")
-        names = [photo.label for photo in self.reported_photos]
+        paths, names = zip(*list_photos(test_root, "--data.test_root"), strict=True)
         labels = class_numbers(names, self.classes, test_root, "--data.test_root")
-        paths = [photo.path for photo in self.reported_photos]
+        self.reported_photos = self._named(paths, labels)
         self._files = PhotoFiles(test_root, paths, self.image_size, labels)
 
     def _setup_predict(self) -> None:

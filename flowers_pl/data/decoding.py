@@ -1,9 +1,9 @@
-"""The one way to read a photo and the one way to resize it.
+"""Read and resize photos; nothing else in the program decodes a file.
 
-JPEGs go through torchvision, which took 360 us for a photo of 320 pixels where Pillow took 630; every other
-format goes through Pillow, because torchvision drops alpha, gives uint16 for 16-bit PNGs and four
-dimensions for GIFs, and refuses BMP and TIFF. Pillow reads the header and the EXIF orientation of them all:
-torchvision looks for it in the first APP1 segment only. Colour profiles are not applied.
+torchvision decodes JPEGs: it took 360 us for a photo of 320 pixels where Pillow took 630. Pillow decodes
+every other format, because torchvision drops alpha, gives uint16 for 16-bit PNGs and four dimensions for
+GIFs, and refuses BMP and TIFF. Pillow reads the header and the EXIF orientation of all formats, because
+torchvision looks for the orientation in the first APP1 segment only. Colour profiles are not applied.
 """
 
 import errno
@@ -23,13 +23,13 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg
 
 MAX_PIXELS = 89_478_485
-"""Pictures with more pixels are unreadable: Pillow's own limit against decompression bombs."""
+"""Pictures with more pixels are refused: Pillow's own limit against decompression bombs."""
 
 MAX_BYTES = 2**30
-"""Files with more bytes are not read: more than `MAX_PIXELS` pixels of 16-bit RGBA would take."""
+"""Files with more bytes are refused: more than `MAX_PIXELS` pixels of 16-bit RGBA take."""
 
 MAX_SCANS = 100
-"""JPEGs with more passes over the picture are unreadable: a few KB could keep the decoder busy for hours."""
+"""JPEGs with more passes over the picture are refused: a few KB could keep the decoder busy for hours."""
 
 # An allow-list: Pillow would run Ghostscript on EPS, and takes some text files for pictures in rarer formats.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "HEIF", "JPEG2000", "PPM")
@@ -54,20 +54,26 @@ class UnreadablePhoto(Exception):  # noqa: N818 - it is the photo that is at fau
 
 
 def read_photo(path: str | PathLike[str]) -> torch.Tensor:
-    """Read a picture as the viewer of a photo would see it.
+    """Read a picture as a photo viewer shows it.
 
     EXIF orientation is applied, alpha is composited over white, animations give their first frame, 16-bit
     grey is scaled to 8 bits by 1/257 (16-bit colour keeps its upper 8 bits), and all modes become RGB.
 
     Args:
-        path: A regular file or a link to one, in any of the formats that Pillow and this module know.
+        path: a regular file or a link to one, in any of the formats that Pillow and this module know.
 
     Returns:
-        uint8, (3, H, W), RGB; in memory the channels stand side by side, as the decoders write them.
+        uint8, (3, H, W), RGB; channels last in memory, as the decoders write them.
 
     Raises:
-        UnreadablePhoto: For every reason that a file cannot be read; nothing else is raised, and no Python
+        UnreadablePhoto: for every reason that a file cannot be read; nothing else is raised, and no Python
             warning is given. (libjpeg writes a line to standard error about a corrupt but complete JPEG.)
+
+    >>> import flowers_pl, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     flowers_pl.draw_flower("rose", seed=0).save(f"{folder}/rose.png")
+    ...     read_photo(f"{folder}/rose.png").shape
+    torch.Size([3, 96, 96])
     """
     try:
         data = _read_bytes(Path(path))
@@ -80,48 +86,58 @@ def read_photo(path: str | PathLike[str]) -> torch.Tensor:
 
 
 def resize_photo(photo: torch.Tensor, size: int | tuple[int, int]) -> torch.Tensor:
-    """Squash photos to one size, without cropping.
+    """Resize photos to one size, without cropping; the aspect ratio is not kept.
 
-    Antialiased bilinear in float32, then `floor(x + 0.501)`: rounding half up, with 0.501 in place of 0.5
-    so that the last bits of float32, which differ between runtimes, do not decide ties. torchvision's uint8
-    resize differs from it by one level on 16 % of the pixels. The result depends neither on the memory
-    format nor on the threads.
+    The resize is antialiased bilinear in float32, rounded by `floor(x + 0.501)`: half up, with 0.501 instead
+    of 0.5 so that the last bits of float32, which differ between runtimes, do not decide ties. torchvision's
+    uint8 resize differs from it by one level in 16 % of the pixels. The result depends neither on the memory
+    format nor on the number of threads.
 
     Args:
         photo: uint8, (3, H, W) or a batch (N, 3, H, W).
-        size: Height and width in pixels; one number for a square.
+        size: height and width in pixels; one number for a square.
 
     Returns:
         uint8, (3, height, width) or (N, 3, height, width), contiguous.
 
     Raises:
-        TypeError: If `photo` is not uint8.
+        TypeError: `photo` is not uint8.
+
+    >>> pair = torch.tensor([[[2, 3]], [[0, 1]], [[254, 255]]], dtype=torch.uint8)
+    >>> resize_photo(pair, 1).flatten().tolist()
+    [3, 1, 255]
     """
     if photo.dtype != torch.uint8:
         raise TypeError(f"resize_photo takes uint8 photos, not {photo.dtype}")
     height, width = (size, size) if isinstance(size, int) else size
     batch = photo if photo.ndim == 4 else photo[None]
-    pixels = batch.to(torch.float32)  # laid out as it is: changing that takes longer than the detour
+    pixels = batch.to(torch.float32)  # in its own memory format: changing that takes longer
     pixels = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True, align_corners=False)
-    # A mean of 0 to 255 stays within. By way of int32, for torch converts that three times as fast.
+    # A mean of values of 0 to 255 is in range. torch converts int32 three times as fast as float32.
     resized = (pixels + 0.501).to(torch.int32).to(torch.uint8).contiguous()
     return resized if photo.ndim == 4 else resized[0]
 
 
 def load_photo(path: str | PathLike[str], size: int | tuple[int, int]) -> torch.Tensor:
-    """Read a photo and squash it to one size: `resize_photo(read_photo(path), size)`.
+    """Read a photo and resize it: `resize_photo(read_photo(path), size)`.
 
     Returns:
         uint8, (3, height, width).
 
     Raises:
-        UnreadablePhoto: As `read_photo` does.
+        UnreadablePhoto: as `read_photo` does.
+
+    >>> import flowers_pl, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     flowers_pl.draw_flower("tulip", seed=0).save(f"{folder}/tulip.png")
+    ...     load_photo(f"{folder}/tulip.png", 32).shape
+    torch.Size([3, 32, 32])
     """
     return resize_photo(read_photo(path), size)
 
 
 def _read_bytes(path: Path) -> bytes:
-    """Read a regular file; opening a FIFO would wait for ever, and a device may never end."""
+    """Read a regular file; opening a FIFO would block for ever, and a device may never end."""
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -134,7 +150,7 @@ def _read_bytes(path: Path) -> bytes:
         if status.st_size > MAX_BYTES:
             raise UnreadablePhoto(f"is larger than the limit of {MAX_BYTES >> 20} MiB")
         with path.open("rb") as stream:
-            data = stream.read(status.st_size)  # a file that grows meanwhile has an end all the same
+            data = stream.read(status.st_size)  # bounded, even if the file is growing
     except OSError as error:
         raise UnreadablePhoto(_no_access(error, path)) from error
     if not data:
@@ -143,22 +159,22 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _no_access(error: OSError, path: Path) -> str:
-    """Say why the operating system did not hand out a file."""
+    """Say why the operating system did not open a file."""
     if isinstance(error, FileNotFoundError):
         return "is a link to nothing" if path.is_symlink() else "does not exist"
     if isinstance(error, PermissionError):
         return "no permission to read it"
     if error.errno == errno.ELOOP:
-        return "is a link that leads round in a circle"
+        return "is part of a loop of links"
     return f"cannot be read: {error.strerror or error}"
 
 
 def open_picture(stream: BinaryIO) -> Image.Image:
-    """Read a picture's header, and refuse bombs before memory is asked for.
+    """Read a picture's header, and refuse decompression bombs before memory is allocated.
 
     Raises:
-        UnreadablePhoto: it is no picture in a known format, or has too many pixels; damaged headers raise
-            almost anything else.
+        UnreadablePhoto: it is not a picture in a known format, or has too many pixels.
+        Exception: of almost any kind, if the header is damaged.
     """
     limit = f"the limit of {MAX_PIXELS // 10**6} million"
     _mute_warnings()
@@ -176,9 +192,9 @@ def open_picture(stream: BinaryIO) -> Image.Image:
 
 
 def _mute_warnings() -> None:
-    """Mute the warnings of the decoders, for good: `warnings.catch_warnings` is not thread-safe.
+    """Mute the warnings of the decoders for the whole process: `warnings.catch_warnings` is not thread-safe.
 
-    They warn of bombs, odd metadata and, since torchvision 0.29, of torchvision.io being deprecated.
+    They warn about bombs, odd metadata and, since torchvision 0.29, the deprecation of torchvision.io.
     """
     if warnings.filters[:1] != [_MUTE]:
         warnings.filterwarnings("ignore", module=_NOISY_MODULES)
@@ -229,7 +245,7 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
 
 
 def orientation_of(picture: Image.Image) -> Any:
-    """The EXIF (or else XMP) orientation, 1 to 8; anything at all in files with faults."""
+    """Return the EXIF (or else XMP) orientation, 1 to 8; any value at all if the metadata is damaged."""
     try:
         return picture.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged metadata is no reason to refuse the pixels

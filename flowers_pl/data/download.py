@@ -1,4 +1,4 @@
-"""TensorFlow's public flower_photos archive: 3,670 Flickr photos under Creative Commons licences."""
+"""Download TensorFlow's flower_photos archive: 3,670 Flickr photos under Creative Commons licences."""
 
 import hashlib
 import os
@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import replacing_folder
+from flowers_pl.core.text import printable
 
 URL = "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz"
-SIZE = 228_813_984
-"""Bytes of the archive."""
+SIZE = 228_813_984  # bytes of the archive
 SHA256 = "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"
 
+# The archive's class folders, and their names here.
 CLASS_FOLDERS = {
     "daisy": "daisy",
     "dandelion": "dandelion",
@@ -27,7 +28,6 @@ CLASS_FOLDERS = {
     "sunflowers": "sunflower",
     "tulips": "tulip",
 }
-"""The archive's class folders and what they are called here."""
 
 _BLOCK = 1 << 16
 _FAILURES = (OSError, ValueError, EOFError, HTTPException, tarfile.TarError, zlib.error)
@@ -38,25 +38,25 @@ def download_flower_photos(
 ) -> None:
     """Download the archive and unpack it as `root`/<class>/<photo>.jpg, all or nothing.
 
-    Everything is prepared in a hidden folder beside `root`, which is removed at the end whatever happens, and
-    moved into place in one step. The archive's licence file becomes `root`/.LICENSE.txt.
+    Everything is prepared in a hidden folder beside `root`, which is always removed, and renamed in one step.
+    The archive's licence file becomes `root`/.LICENSE.txt.
 
     Args:
-        root: A folder that is empty or does not exist yet.
-        url: Where the archive lies, a gzipped tar file.
-        sha256: Its SHA-256, in hexadecimal digits.
-        size: Its size in bytes.
-        timeout: Seconds that the server may stay silent.
+        root: a folder that is empty or does not exist yet.
+        url: address of the archive, a gzipped tar file.
+        sha256: its SHA-256, in hexadecimal digits.
+        size: its size in bytes.
+        timeout: seconds that the server may stay silent.
 
     Raises:
-        FlowersError: If `root` is in use, or if anything fails from the first connection to the last file;
-            the message names the address, the reason and the ways to go on without a download.
+        FlowersError: `root` is in use, or the download or the unpacking failed; the message names the
+            address, the reason and ways to continue without a download.
     """
     target = Path(os.path.realpath(root))
     try:
         if target.exists() and any(target.iterdir()):
             raise FlowersError(
-                f"{root} already holds files: give the download a new folder with --data.root DIR."
+                f"--data.root: {printable(str(root))} already holds files; choose a new folder."
             )
         with replacing_folder(target) as photos:
             archive = photos.with_name("archive.tgz")
@@ -67,7 +67,7 @@ def download_flower_photos(
 
 
 def _fetch(url: str, archive: Path, sha256: str, size: int, timeout: float) -> None:
-    """Download one file and check it; ValueError if it is not the file that was meant."""
+    """Download a file; raise ValueError if its size or hash is wrong."""
     digest, received = hashlib.sha256(), 0
     with (
         urllib.request.urlopen(url, timeout=timeout) as answer,
@@ -80,25 +80,24 @@ def _fetch(url: str, archive: Path, sha256: str, size: int, timeout: float) -> N
             received += len(block)
             bar.update(len(block))
     if received != size:
-        raise ValueError(
-            f"it sent {'more than ' if received > size else ''}{min(received, size)} bytes, not {size}"
-        )
+        more = "more than " if received > size else ""
+        raise ValueError(f"the server sent {more}{min(received, size)} bytes, not {size}")
     if digest.hexdigest() != sha256:
         raise ValueError(f"its SHA-256 is {digest.hexdigest()}, not {sha256}")
 
 
 def _unpack(archive: Path, photos: Path) -> None:
-    """Unpack photos and licence; ValueError if a class is missing, TarError for a malicious archive."""
+    """Unpack photos and licence; raise ValueError if a class is missing, TarError for a malicious archive."""
     with tarfile.open(archive, "r:gz") as tar:
         for member, name in _wanted(tar, photos):
             tar.extract(member.replace(name=name), photos, filter="data")
     missing = [name for name in CLASS_FOLDERS.values() if not (photos / name).is_dir()]
     if missing:
-        raise ValueError(f"the archive holds no photo of the class {', '.join(missing)}")
+        raise ValueError(f"the archive has no photo of the class {', '.join(missing)}")
 
 
 def _wanted(tar: tarfile.TarFile, photos: Path) -> Iterator[tuple[tarfile.TarInfo, str]]:
-    """The photos and the licence, each with its new name; every member passes tarfile's filter first."""
+    """Yield the photos and the licence with their new names; tarfile's filter checks every member."""
     for member in tar:
         tarfile.data_filter(member, str(photos))
         match PurePosixPath(member.name).parts:
@@ -109,10 +108,10 @@ def _wanted(tar: tarfile.TarFile, photos: Path) -> Iterator[tuple[tarfile.TarInf
 
 
 def _ways_out(root: Path, url: str, error: Exception) -> str:
-    """Say what was tried, why it failed, and the ways to go on."""
-    reason = error.reason if type(error) is URLError else error
+    """Say what was tried, why it failed, and how to continue."""
+    reason = str(error.reason if type(error) is URLError else error) or type(error).__name__
     return (
-        f"Could not download the flower photos from {url} ({str(reason) or type(error).__name__}): "
-        f"put photos of your own in {root}/<class>/*.jpg, or name their folder with --data.root DIR, "
-        "or try drawn flowers with: python -m flowers_pl fit --config configs/demo.yaml"
+        f"The flower photos cannot be downloaded from {url} ({printable(reason)}); put your own photos in"
+        f" {printable(str(root))}/<class>/*.jpg, name their folder with --data.root DIR, or try drawings"
+        " of flowers with: python -m flowers_pl fit --config configs/demo.yaml"
     )

@@ -1,26 +1,19 @@
-"""Drawn flowers: five kinds drawn by code, so that a machine with no network and no photos runs everything.
+"""Drawings of five kinds of flowers, so that everything runs without a network and without photos.
 
-Colours, backgrounds and light overlap between the kinds: shapes tell them apart, not the mean colour.
+Colours, backgrounds and light overlap between the kinds: shapes distinguish them, not the mean colour.
 Shapes are arrays of complex numbers in the flower's own frame: centre 0, radius of the head 1, +1j is down.
 """
 
-import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import check_writable, replacing_folder
-
 KINDS: tuple[str, ...] = ("daisy", "dandelion", "rose", "sunflower", "tulip")
 
-_VERSION = 1  # raise it when a drawing changes: folders drawn by another version are then drawn again
-_MARKER = ".drawn.json"
+VERSION = 1  # raise it when a drawing changes: folders of another version are then drawn again
 _OVERSAMPLE = 3  # drawn this much larger and averaged down, for clean edges
 _GOLDEN = np.pi * (3 - 5**0.5)  # the angle between neighbouring seeds of a sunflower (Vogel, 1979)
 
@@ -39,7 +32,7 @@ _DARK = ((60, 36, 20), (90, 55, 25), (45, 30, 28), (105, 75, 30))
 
 @dataclass
 class _Brush:
-    """Draws shapes given in one flower's frame onto the canvas."""
+    """A brush that draws shapes given in one flower's frame onto the canvas."""
 
     draw: ImageDraw.ImageDraw
     rng: np.random.Generator
@@ -48,35 +41,33 @@ class _Brush:
     turn: complex = 1 + 0j  # of length 1: how the frame is rotated
     tilt: float = 1.0  # 1: seen from straight above; less: squeezed along the frame's vertical
 
-    def place(self, shapes: Points) -> list[list[float]]:
-        """For each of `shapes` (count, points) the canvas's x, y, x, y, ..."""
-        tilted = (1 + self.tilt) / 2 * shapes + (
-            1 - self.tilt
-        ) / 2 * shapes.conj()  # imaginary parts times tilt
+    def coordinates(self, shapes: Points) -> list[list[float]]:
+        """Return the canvas's x, y, x, y, ... of each of `shapes` (count, points)."""
+        # multiplies imaginary parts by tilt
+        tilted = (1 + self.tilt) / 2 * shapes + (1 - self.tilt) / 2 * shapes.conj()
         points = self.centre + self.radius * self.turn * tilted
-        placed: list[list[float]] = points.view(np.float64).tolist()
-        return placed
+        return points.view(np.float64).tolist()
 
     def fill(self, shape: Points, colour: Colour, edge: float = 0) -> None:
-        """Fills a polygon; `edge` above 0 outlines it with the colour times that."""
+        """Fill a polygon; `edge` above 0 outlines it with the colour times that."""
         self.fill_each(shape[None], [colour], edge)
 
     def fill_each(self, shapes: Points, colours: Iterable[Colour], edge: float = 0) -> None:
-        """Fills one polygon after the other: `shapes` is (count, points)."""
-        for flat, colour in zip(self.place(shapes), colours, strict=True):
+        """Fill one polygon after the other: `shapes` is (count, points)."""
+        for flat, colour in zip(self.coordinates(shapes), colours, strict=True):
             self.draw.polygon(flat, fill=colour, outline=_shade(colour, edge) if edge else None)
 
     def line(self, shape: Points, colour: Colour, width: float) -> None:
-        """Draws an open line, `width` given in radii."""
+        """Draw an open line, `width` in radii."""
         pixels = max(1, round(width * self.radius))
-        self.draw.line(self.place(shape[None])[0], fill=colour, width=pixels, joint="curve")
+        self.draw.line(self.coordinates(shape[None])[0], fill=colour, width=pixels, joint="curve")
 
     def count(self, low: int, high: int) -> int:
-        """A whole number drawn evenly from low..high, both included."""
+        """Draw an integer uniformly from low..high, both included."""
         return int(self.rng.integers(low, high + 1))
 
     def pick(self, palette: tuple[Colour, ...]) -> Colour:
-        """A colour near one of the palette's."""
+        """Draw a colour near one of the palette."""
         return _shade(palette[self.rng.integers(len(palette))], self.rng.uniform(0.88, 1.08))
 
 
@@ -89,13 +80,13 @@ def _circle(radius: float, points: int = 28) -> Points:
 
 
 def _spiral(radius: float, count: int) -> Points:
-    """`count` places spread evenly over a disc."""
+    """Spread `count` points evenly over a disc."""
     index = np.arange(count)
     return np.asarray(radius * np.sqrt((index + 0.5) / count) * np.exp(1j * _GOLDEN * index))
 
 
 def _leaf(width: float, base: float, tip: float) -> Points:
-    """A petal or leaf from 0 to 1, `width` at its widest; a small `base` or `tip` makes that end blunt."""
+    """Outline a petal or leaf from 0 to 1, `width` at its widest; a small `base` or `tip` blunts that end."""
     along = np.linspace(0, 1, 10)
     half = along**base * (1 - along) ** tip
     side = along + 1j * half * (width / 2 / half.max())
@@ -103,7 +94,7 @@ def _leaf(width: float, base: float, tip: float) -> Points:
 
 
 def _ring(brush: _Brush, count: int, inner: float, outer: float, petal: Points, colour: Colour) -> None:
-    """Draws `count` petals around the centre, from radius `inner` to about `outer`, no two quite alike."""
+    """Draw `count` petals around the centre, from radius `inner` to about `outer`, no two quite alike."""
     uneven = np.arange(count) + brush.rng.uniform(-0.22, 0.22, count)
     angles = brush.rng.permutation(2 * np.pi * uneven / count) + brush.rng.uniform(0, 2 * np.pi)
     length = outer * brush.rng.uniform(0.88, 1.05, (count, 1)) - inner
@@ -112,7 +103,7 @@ def _ring(brush: _Brush, count: int, inner: float, outer: float, petal: Points, 
 
 
 def _stem(brush: _Brush, width: float, leaves: int, leaf: Points) -> None:
-    """Draws a bent stem from the centre to below the picture, with leaves along it."""
+    """Draw a bent stem from the centre to below the picture, with leaves along it."""
     green, along, bend = brush.pick(_GREEN), np.linspace(0, 1, 12), brush.rng.uniform(-0.7, 0.7)
     stem = 7j * along + 6 * bend * along**2
     for _ in range(leaves):
@@ -125,7 +116,7 @@ def _stem(brush: _Brush, width: float, leaves: int, leaf: Points) -> None:
 
 
 def _disc(brush: _Brush, radius: float, colour: Colour, seeds: int) -> None:
-    """Draws a flower's middle, covered with seeds."""
+    """Draw a flower's centre, covered with seeds."""
     brush.fill(_circle(radius), _shade(colour, 0.8), edge=0.72)
     lights = brush.rng.uniform(0.75, 1.4, seeds)
     spots = _spiral(0.92 * radius, seeds)[:, None] + _circle(0.032, 6)
@@ -152,7 +143,7 @@ def _dandelion(brush: _Brush) -> None:
 
 
 def _seed_head(brush: _Brush) -> None:
-    """The grey-white ball that a dandelion turns into."""
+    """Draw the grey-white ball that a dandelion turns into."""
     grey = brush.pick(_GREY)
     for radius in (0.96, 0.7):
         brush.fill(_circle(radius), (*grey, 65))
@@ -205,7 +196,7 @@ def _tulip(brush: _Brush) -> None:
 
 _PAINTERS = dict(zip(KINDS, (_daisy, _dandelion, _rose, _sunflower, _tulip), strict=True))
 
-# Grass, leaves, sky, soil, blurred: dark and bright colour; shape, size, number, opacity of what lies on it.
+# Grass, leaves, sky, soil, blurred: dark and bright colour; shape, size, number and opacity of objects.
 _GROUNDS = (
     ((40, 85, 25), (135, 175, 75), _leaf(0.1, 0.3, 1.0), 0.5, 40, 170),
     ((20, 50, 28), (75, 120, 60), _leaf(0.5, 0.6, 0.9), 0.4, 16, 170),
@@ -216,7 +207,7 @@ _GROUNDS = (
 
 
 def _background(rng: np.random.Generator, size: int) -> Image.Image:
-    """Blurred patches under blades, leaves, stones or spots of light, `_OVERSAMPLE` times `size` wide."""
+    """Draw blurred patches below blades, leaves, stones or light spots, `_OVERSAMPLE` times `size` wide."""
     dark, bright, shape, scale, count, opacity = _GROUNDS[rng.integers(len(_GROUNDS))]
     low, high, cells = np.array(dark), np.array(bright), int(rng.integers(2, 7))
     slope = rng.uniform(-0.4, 0.4) * np.linspace(-0.5, 0.5, cells)[:, None, None]
@@ -227,14 +218,14 @@ def _background(rng: np.random.Generator, size: int) -> Image.Image:
     brush = _Brush(ImageDraw.Draw(image, "RGBA"), rng, 0j, float(image.width))
     for _ in range(count):
         turn = -1j * np.exp(1j * rng.normal(0, 0.35 if scale == 0.5 else 3))  # blades of grass stand upright
-        place = complex(brush.rng.uniform(0, 1), brush.rng.uniform(0, 1.3))
+        point = complex(brush.rng.uniform(0, 1), brush.rng.uniform(0, 1.3))
         level = (low + (high - low) * brush.rng.uniform(-0.2, 1.2)).clip(0, 255).astype(int).tolist()
-        brush.fill(place + scale * brush.rng.uniform(0.4, 1) * turn * shape, (*level, opacity))
+        brush.fill(point + scale * brush.rng.uniform(0.4, 1) * turn * shape, (*level, opacity))
     return image
 
 
-def _light(rng: np.random.Generator, image: Image.Image) -> Image.Image:
-    """Lays brightness, a tint, a slope of light across the picture and fine grain over it."""
+def _add_light(rng: np.random.Generator, image: Image.Image) -> Image.Image:
+    """Apply brightness, a tint, a gradient of light and fine grain."""
     size = image.width
     across = np.linspace(-0.5, 0.5, size)
     slope = 1 + rng.uniform(-0.3, 0.3) * across[:, None, None] + rng.uniform(-0.3, 0.3) * across[:, None]
@@ -244,18 +235,21 @@ def _light(rng: np.random.Generator, image: Image.Image) -> Image.Image:
 
 
 def draw_flower(kind: str, seed: int, size: int = 96) -> Image.Image:
-    """Draws one flower, or sometimes two, before a background.
+    """Draw one flower, or sometimes two, in front of a background.
 
     Args:
         kind: one of `KINDS`.
-        seed: any number from 0 up; the same arguments give the same picture every time.
-        size: the picture's width and height in pixels; the scene is the same at every size.
+        seed: a number from 0 up; the same arguments always give the same picture.
+        size: width and height in pixels; the scene is the same at every size.
 
     Returns:
         An RGB picture.
 
     Raises:
-        ValueError: `kind` is none of `KINDS`, or `seed` is below 0.
+        ValueError: `kind` is none of `KINDS`, or `seed` is negative.
+
+    >>> draw_flower("tulip", seed=0, size=64).size
+    (64, 64)
     """
     if kind not in KINDS:
         raise ValueError(f"no kind of flower is called {kind!r}: choose one of {', '.join(KINDS)}")
@@ -263,54 +257,11 @@ def draw_flower(kind: str, seed: int, size: int = 96) -> Image.Image:
     image = _background(rng, size)
     draw = ImageDraw.Draw(image, "RGBA")
     radius, centre = rng.uniform(0.31, 0.47), complex(*rng.uniform(0.36, 0.64, 2))
-    places = [(centre, radius)]
+    heads = [(centre, radius)]
     if rng.random() < 0.15:  # a smaller one behind it
         away = radius * rng.uniform(1.1, 1.6) * np.exp(1j * rng.uniform(0, 2 * np.pi))
-        places.insert(0, (centre + away, radius * rng.uniform(0.5, 0.9)))
-    for spot, reach in places:
+        heads.insert(0, (centre + away, radius * rng.uniform(0.5, 0.9)))
+    for middle, extent in heads:
         turn, tilt = np.exp(1j * rng.uniform(-0.45, 0.45)), rng.uniform(0.75, 1.0)
-        _PAINTERS[kind](_Brush(draw, rng, image.width * spot, image.width * reach, turn, tilt))
-    return _light(rng, image.reduce(_OVERSAMPLE))
-
-
-def _refuse_foreign(root: Path) -> None:
-    """Raises FlowersError if `root` holds anything that `write_drawings` has not written."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return
-    way_out = "name another folder for the drawings, or an empty one"
-    if not (root / _MARKER).is_file():
-        raise FlowersError(f"{root} holds something other than drawings, so it is left as it is: {way_out}.")
-    own = re.compile(rf"{re.escape(_MARKER)}|({'|'.join(KINDS)})(/\1_\d{{4,}}\.png)?")
-    for path in sorted(root.rglob("*")):
-        if not own.fullmatch(path.relative_to(root).as_posix()):
-            raise FlowersError(f"{path} is no drawing, so its folder is not drawn again: {way_out}.")
-
-
-def write_drawings(root: Path, per_class: int, seed: int = 0, size: int = 96) -> None:
-    """Writes `per_class` drawings of each kind to `root/<kind>/<kind>_0000.png` and so on.
-
-    The folder appears complete or not at all. One that holds these very drawings is left as it is; one that
-    holds other drawings, and nothing else, is replaced.
-
-    Args:
-        root: the folder to make.
-        per_class: how many drawings of each kind.
-        seed: which drawings, from 0 up; two seeds share none (below a million drawings of a kind).
-        size: width and height in pixels.
-
-    Raises:
-        FlowersError: `root` holds something that this function has not written.
-    """
-    root = root.resolve()
-    marker = json.dumps({"per_class": per_class, "seed": seed, "size": size, "version": _VERSION}) + "\n"
-    if (root / _MARKER).is_file() and (root / _MARKER).read_text(encoding="utf-8") == marker:
-        return
-    _refuse_foreign(root)
-    check_writable(root.parent, "--data.root")
-    with replacing_folder(root) as fresh:
-        for kind in KINDS:
-            (fresh / kind).mkdir()
-            for index in range(per_class):
-                path = fresh / kind / f"{kind}_{index:04d}.png"
-                draw_flower(kind, seed * 1_000_000 + index, size).save(path, compress_level=1)
-        (fresh / _MARKER).write_text(marker, encoding="utf-8")
+        _PAINTERS[kind](_Brush(draw, rng, image.width * middle, image.width * extent, turn, tilt))
+    return _add_light(rng, image.reduce(_OVERSAMPLE))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import read_csv, write_csv
+from flowers_pl.core.text import nfc, printable
 from flowers_pl.data.cache import DecodedPhotos
-from flowers_pl.data.folder import LeftOut
+from flowers_pl.data.folder import EXCLUDED, NAMED, LeftOut
+
+log = logging.getLogger(__name__)
 
 
 def write_exclusions(file: str | os.PathLike[str], listed: Iterable[LeftOut]) -> None:
     """Write the list that `read_exclusions` reads, and make its folder."""
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    write_csv(file, LeftOut._fields, listed)
+    write_csv(file, ("path", "reason"), (entry[:2] for entry in listed))
 
 
 def read_exclusions(file: str | os.PathLike[str]) -> dict[str, str]:
@@ -44,6 +47,19 @@ def read_exclusions(file: str | os.PathLike[str]) -> dict[str, str]:
     return {row["path"].removeprefix("./"): row.get("reason", "") for row in rows if row["path"]}
 
 
+def match_names(listed: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
+    """Spell listed paths as the folder does; other systems may compose letters and marks differently.
+
+    Args:
+        listed: from the paths of a table to anything.
+        known: the paths in the folder.
+    """
+    spelled, composed = set(known), {}
+    for path in spelled:
+        composed[nfc(path)] = path
+    return {path if path in spelled else composed.get(nfc(path), path): listed[path] for path in listed}
+
+
 def leave_out(
     decoded: DecodedPhotos, file: str | os.PathLike[str] | None
 ) -> tuple[DecodedPhotos, list[LeftOut]]:
@@ -61,26 +77,23 @@ def leave_out(
     """
     if file is None:
         return decoded, []
-    listed = read_exclusions(file)
     known = [photo.path for photo in decoded.photos] + [entry.path for entry in decoded.left_out]
-    if listed and not listed.keys() & set(known):
+    listed = match_names(read_exclusions(file), known)
+    unknown = sorted(listed.keys() - set(known))
+    if listed and len(unknown) == len(listed):
         raise FlowersError(
             f"--data.exclude: none of the {len(listed)} photos that {str(file)!r} names is below --data.root;"
             " give the list that was written for this folder, with paths relative to it."
         )
+    if unknown:
+        log.warning(
+            "--data.exclude: %d of the %d photos that %s names are not below --data.root: %s%s.",
+            len(unknown), len(listed), printable(str(file)), printable(", ".join(unknown[:NAMED])),
+            ", …" if len(unknown) > NAMED else "",
+        )  # fmt: skip
     excluded = [
-        LeftOut(path, f"is on the list {Path(file).name}: {listed[path]}".removesuffix(": "))
+        LeftOut(path, f"is on the list {Path(file).name}: {listed[path]}".removesuffix(": "), EXCLUDED)
         for path in known
         if path in listed
     ]
-    rows = [row for row, photo in enumerate(decoded.photos) if photo.path not in listed]
-    remaining = replace(
-        decoded,
-        photos=[decoded.photos[row] for row in rows],
-        left_out=[entry for entry in decoded.left_out if entry.path not in listed],
-        digests=[decoded.digests[row] for row in rows],
-        rows=decoded.rows[rows],
-        phashes=decoded.phashes[rows],
-        thumbs=decoded.thumbs[rows],
-    )
-    return remaining, excluded
+    return decoded.without(listed), excluded

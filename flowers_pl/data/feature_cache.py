@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from flowers_pl.core.errors import reason_of
 from flowers_pl.data.batches import Batch, CachedPhotos
+from flowers_pl.data.cache_folder import reserve
 from flowers_pl.data.sampling import BatchKey
+
+log = logging.getLogger(__name__)
 
 
 class FrozenNetwork(Protocol):
@@ -47,6 +52,7 @@ class FeatureCache(Dataset[Batch]):
         self._of: FrozenNetwork | None = None
         self._known = np.zeros(len(photos), bool)
         self._features = torch.empty(0)
+        self._no_room = False
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -66,22 +72,33 @@ class FeatureCache(Dataset[Batch]):
         """Forget features of another frozen part; return whether those of all photos are known."""
         if self._of is not self.frozen():
             self._of, self._known[:] = self.frozen(), False
-            self._features = torch.empty(0)
+            self._features, self._no_room = torch.empty(0), False
         return self.complete()
 
     def put(self, rows: Tensor, features: Tensor) -> None:
-        """Store the features of photos; `begin` was called before."""
+        """Store the features of photos, if there is room; `begin` was called before."""
         with self._lock:
-            if not len(self._features):
-                self._features = self._allocate(features)
+            if not len(self._features) and not self._no_room:
+                self._allocate(features)
+        if self._no_room:
+            return
         self._features[rows] = features.cpu()
         self._known[rows.numpy()] = True
 
-    def _allocate(self, features: Tensor) -> Tensor:
-        of_one = features[0].numel() * features.element_size()
-        with tempfile.TemporaryFile(dir=self.folder) as file:
-            file.truncate(len(self) * of_one)
-            mapped = torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(len(self), of_one)))
+    def _allocate(self, features: Tensor) -> None:
+        num_bytes = features[0].numel() * features.element_size()
+        try:
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                reserve(file.fileno(), len(self) * num_bytes)
+                stored = torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(len(self), num_bytes)))
+        except OSError as error:
+            self._no_room = True
+            log.warning(
+                "--data.cache_dir: validation features (%.1f MB) cannot be stored in %s (%s),"
+                " so they are computed in each epoch.",
+                len(self) * num_bytes / 1e6, self.folder or tempfile.gettempdir(), reason_of(error),
+            )  # fmt: skip
+            return
         shape = features.permute(0, 2, 3, 1).shape if features.dim() == 4 else features.shape
-        whole = mapped.view(features.dtype).view(len(self), *shape[1:])
-        return whole.permute(0, 3, 1, 2) if features.dim() == 4 else whole
+        whole = stored.view(features.dtype).view(len(self), *shape[1:])
+        self._features = whole.permute(0, 3, 1, 2) if features.dim() == 4 else whole

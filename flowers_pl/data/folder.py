@@ -10,10 +10,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.text import printable
+from flowers_pl.core.text import nfc, printable
 
 log = logging.getLogger(__name__)
 NAMED = 20  # unreadable files that are named on screen
+UNREADABLE, TWO_CLASSES, EXCLUDED = "unreadable", "under two classes", "excluded"
+OTHER_SIDE = "on another side of the split"
+TRAIN, VAL, TEST = "train", "val", "test"
+SIDES = {
+    "train": TRAIN, "training": TRAIN,
+    "val": VAL, "valid": VAL, "validation": VAL,
+    "test": TEST, "testing": TEST,
+}  # fmt: skip
+PICTURES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif",
+    ".jp2", ".ppm",
+)  # fmt: skip
 LAYOUT = "give a folder that holds one folder of photos for each class"
 
 
@@ -30,10 +42,18 @@ class Photo(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """A photo that takes no part, and why."""
+    """A photo that takes no part, and why.
+
+    Args:
+        path: see `Photo`.
+        reason: for people.
+        kind: for programs: `UNREADABLE`, `TWO_CLASSES`, `OTHER_SIDE` or `EXCLUDED`; empty in lists that do
+            not say.
+    """
 
     path: str
     reason: str
+    kind: str = ""
 
 
 def files_below(root: Path) -> Iterator[str]:
@@ -62,9 +82,7 @@ def class_folders(root: str | os.PathLike[str], option: str = "--data.root") -> 
         fault = f"{str(root)!r} is no folder" if Path(root).exists() else f"there is no folder {str(root)!r}"
         raise FlowersError(f"{option}: {fault}; {LAYOUT}.")
     try:
-        classes = sorted(
-            entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
-        )
+        classes = _folders(root)
     except PermissionError as error:
         raise FlowersError(
             f"{option}: there is no permission to read {str(root)!r}; fix its permissions or give another"
@@ -75,29 +93,94 @@ def class_folders(root: str | os.PathLike[str], option: str = "--data.root") -> 
     return classes
 
 
+def split_folders(root: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the side of each folder of `root`, "train", "val" or "test", where they are a split.
+
+    They are where every folder of the root is named so (in any case; also training, valid, validation and
+    testing), one for training is among them, and each holds class folders, not photos.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     for folder in ("Train/rose", "Train/tulip", "valid/rose"):
+    ...         Path(root, folder).mkdir(parents=True)
+    ...     split_folders(root)
+    {'Train': 'train', 'valid': 'val'}
+    """
+    try:
+        names = _folders(root)
+        sides = {name: SIDES[name.lower()] for name in names if name.lower() in SIDES}
+        if len(sides) < len(names) or TRAIN not in sides.values():
+            return {}
+        flat = [name for name in names if not _folders(Path(root, name)) or _holds_photos(Path(root, name))]
+    except OSError:
+        return {}
+    if flat and len(flat) < len(names):
+        log.warning(
+            "%s: the folders %s look like a split, but %s does not hold class folders alone, so they are"
+            " taken for classes.", printable(str(root)), ", ".join(names), flat[0],
+        )  # fmt: skip
+    return {} if flat else sides
+
+
+def _folders(root: str | os.PathLike[str]) -> list[str]:
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _holds_photos(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(PICTURES) and entry.is_file() for entry in entries)
+
+
+def list_class_files(
+    root: str | os.PathLike[str], option: str = "--data.root"
+) -> tuple[list[str], list[Photo]]:
+    """List the class folders of `root`, or of its folders train, val and test, and all files in them.
+
+    Args:
+        root: the folder of class folders, or of a split.
+        option: that named the folder, for the messages.
+
+    Returns:
+        The class names, sorted, and the files, sorted by path. Names that look equal (in NFC) are one class.
+
+    Raises:
+        FlowersError: `root` is no folder or cannot be read, has no class folder, or one of them leads back
+            above itself or has a name that cannot be printed.
+    """
+    root = Path(root)
+    names: dict[str, str] = {}
+    photos: list[Photo] = []
+    class_folders(root, option)
+    for parent in split_folders(root) or [""]:
+        folders = class_folders(root / parent, option)
+        _check_names(root / parent, folders, option)
+        for folder in folders:
+            label = names.setdefault(nfc(folder), folder)
+            inside = f"{parent}/{folder}".removeprefix("/")
+            photos += [Photo(f"{inside}/{path}", label) for path in files_below(root / inside)]
+    return sorted(names.values()), sorted(photos)
+
+
 def list_photos(root: str | os.PathLike[str], option: str = "--data.root") -> list[Photo]:
     """List all files in the class folders of `root`, sorted by path, whether they can be read or not.
 
-    A class is a folder directly below `root`. Files directly in `root`, and hidden ones anywhere, are
-    skipped.
+    A class is a folder directly below `root`, or below its folders train, val and test where these are a
+    split (see `split_folders`). Files directly in `root`, and hidden ones anywhere, are skipped.
 
     Args:
         root: the folder of class folders.
         option: that named the folder, for the messages.
 
     Raises:
-        FlowersError: `root` is no folder or cannot be read, has no class folder, or one of them is empty,
-            leads back above itself, or has a name that cannot be printed.
+        FlowersError: as `list_class_files` does; or a class folder is empty.
     """
-    root = Path(root)
-    classes = class_folders(root, option)
-    _check_names(root, classes, option)
-    photos = [Photo(f"{label}/{path}", label) for label in classes for path in files_below(root / label)]
-    if empty := sorted(set(classes) - {photo.label for photo in photos}):
+    class_names, photos = list_class_files(root, option)
+    if empty := sorted(set(class_names) - {photo.label for photo in photos}):
         raise FlowersError(
-            f"{option}: class folder {str(root / empty[0])!r} is empty; put photos there or remove it."
+            f"{option}: class folder {str(Path(root, empty[0]))!r} is empty; put photos there or remove it."
         )
-    return sorted(photos)
+    return photos
 
 
 def _check_names(root: Path, classes: Iterable[str], option: str) -> None:
@@ -114,7 +197,7 @@ def _check_names(root: Path, classes: Iterable[str], option: str) -> None:
 
 
 def check_classes(
-    photos: Iterable[Photo], listed: Iterable[Photo], root: str | os.PathLike[str]
+    photos: Iterable[Photo], listed: Iterable[Photo], root: str | os.PathLike[str], least: int = 2
 ) -> list[str]:
     """Return the class names, sorted, and check that each has enough photos.
 
@@ -122,23 +205,25 @@ def check_classes(
         photos: those that take part.
         listed: all that `list_photos` found.
         root: the folder, for the messages.
+        least: photos that each class needs: 2 where they are split, 1 where they are all trained on.
 
     Raises:
-        FlowersError: there is one class only, or a class has fewer than the two photos that a split needs.
+        FlowersError: there is one class only, or a class has too few photos.
     """
     counts = Counter(photo.label for photo in photos)
-    classes = sorted({photo.label for photo in listed})
-    if len(classes) < 2:
+    class_names = sorted({photo.label for photo in listed})
+    if len(class_names) < 2:
         raise FlowersError(
-            f"--data.root: {str(root)!r} has one class only, {classes[0]!r}; at least two are needed."
+            f"--data.root: {str(root)!r} has one class only, {class_names[0]!r}; at least two are needed."
         )
-    for label in classes:
-        if counts[label] < 2:
+    needed = "at least two different ones there (one to train on, one to validate on)"
+    for label in class_names:
+        if counts[label] < least:
             raise FlowersError(
-                f"--data.root: class {label!r} in {str(root)!r} has {counts[label]} usable photos; put at"
-                " least two different ones there (one to train on, one to validate on) or remove it."
+                f"--data.root: class {label!r} in {str(root)!r} has {counts[label]} usable photos; put"
+                f" {needed if least > 1 else 'some among the photos to train on'} or remove it."
             )
-    return classes
+    return class_names
 
 
 def report_left_out(left_out: Sequence[LeftOut], root: str | os.PathLike[str], allowed: bool) -> None:
@@ -153,13 +238,13 @@ def report_left_out(left_out: Sequence[LeftOut], root: str | os.PathLike[str], a
         FlowersError: there are such files, and it does not.
     """
     if left_out and not allowed:
-        path, reason = left_out[0]
+        path, reason, _ = left_out[0]
         raise FlowersError(
             f"--data.unreadable error: {len(left_out)} files below {str(root)!r} cannot be read, the first is"
             f" {path!r} ({reason}); repair or remove them, or name them in a list for --data.exclude, or give"
             " --data.unreadable skip."
         )
-    for path, reason in left_out[:NAMED]:
+    for path, reason, _ in left_out[:NAMED]:
         log.warning("Left out: %s (%s).", printable(path), reason)
     if len(left_out) > NAMED:
         log.warning("… and %d more, which the run's left_out.csv names.", len(left_out) - NAMED)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +14,10 @@ import numpy as np
 
 from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import read_csv, write_csv
-from flowers_pl.data.folder import LeftOut, Photo
+from flowers_pl.core.text import nfc, printable
+from flowers_pl.data.folder import NAMED, OTHER_SIDE, TEST, TRAIN, TWO_CLASSES, VAL, LeftOut, Photo
 
-TRAIN, VAL = "train", "val"
+log = logging.getLogger(__name__)
 HEADER = ("path", "label", "side", "group")
 
 
@@ -61,7 +63,7 @@ def grouped_split(
     left_out = []
     for group in members.values():
         if len({photo.label for photo in group}) > 1:
-            left_out += [LeftOut(photo.path, _conflict(photo, group)) for photo in group]
+            left_out += [LeftOut(photo.path, _conflict(photo, group), TWO_CLASSES) for photo in group]
         else:
             by_class[group[0].label].append(group)
     for of_class in by_class.values():
@@ -113,6 +115,50 @@ def notebook_split(photos: Sequence[Photo], groups: np.ndarray, val_fraction: fl
     )
 
 
+def folder_split(
+    photos: Sequence[Photo], groups: np.ndarray, sides: Mapping[str, str], val_fraction: float, seed: int
+) -> tuple[list[Placed], list[LeftOut]]:
+    """Split as the folders of the root say; draw validation photos from the training side where it has none.
+
+    Photos to train on that are duplicates of photos on another side, or of another class, are left out.
+
+    Args:
+        photos: N of them, of all sides.
+        groups: int64 (N,), from `duplicates.duplicate_groups`.
+        sides: the side of each folder directly below the root, as `folder.split_folders` gives it.
+        val_fraction: share of the training photos that validate where there is no folder for them.
+        seed: of their order.
+
+    Returns:
+        The photos to train on and to validate with, and those left out with the reason.
+    """
+    members: dict[int, list[Photo]] = defaultdict(list)
+    for photo, group in zip(photos, groups.tolist(), strict=True):
+        members[group].append(photo)
+
+    def side(photo: Photo) -> str:
+        return sides[photo.path.partition("/")[0]]
+
+    placed: list[Placed] = []
+    left_out: list[LeftOut] = []
+    for group in members.values():
+        for photo in group:
+            elsewhere = [other.path for other in group if side(other) != side(photo)]
+            if side(photo) == TRAIN and elsewhere:
+                reason = f"is on another side of the split too: {', '.join(elsewhere)}"
+                left_out.append(LeftOut(photo.path, reason, OTHER_SIDE))
+            elif side(photo) == TRAIN and len({other.label for other in group}) > 1:
+                left_out.append(LeftOut(photo.path, _conflict(photo, group), TWO_CLASSES))
+            elif side(photo) != TEST:
+                placed.append(Placed(photo.path, photo.label, side(photo), group[0].path))
+    if VAL in sides.values():
+        return sorted(placed), sorted(left_out)
+    first = {group: index for index, group in reversed(list(enumerate(photo.group for photo in placed)))}
+    numbers = np.array([first[photo.group] for photo in placed], dtype=np.int64)
+    drawn, _ = grouped_split([Photo(*photo[:2]) for photo in placed], numbers, val_fraction, seed)
+    return drawn, sorted(left_out)
+
+
 def check_sides(placed: Sequence[Placed], class_names: Sequence[str], every_class: bool) -> None:
     """Check that each side has the photos that it needs.
 
@@ -132,6 +178,11 @@ def check_sides(placed: Sequence[Placed], class_names: Sequence[str], every_clas
                     f"--data.split: class {label!r} has no photo on the side {side!r}; put at least two"
                     " different photos in its folder (copies count as one photo), or remove the folder."
                 )
+    if unseen := [label for label in class_names if (label, VAL) not in present]:
+        log.warning(
+            "No photo of %d classes validates, so nothing says how well the model knows them: %s%s.",
+            len(unseen), printable(", ".join(unseen[:NAMED])), ", …" if len(unseen) > NAMED else "",
+        )  # fmt: skip
     if VAL not in {photo.side for photo in placed}:
         raise FlowersError(
             "--data.split: no photo is left to validate with; give more photos or a larger"
@@ -180,18 +231,31 @@ def read_split(file: Path, photos: Sequence[Photo], excluded: Container[str] = (
             f"--data.split: {str(file)!r} cannot be read ({reason_of(error)}); give 'grouped', 'notebook',"
             " or a run's split.csv."
         ) from error
-    known = set(photos)
+    known = {(nfc(photo.path), nfc(photo.label)): photo for photo in photos}
+    known |= {(photo.path, nfc(photo.label)): photo for photo in photos}  # one that is spelled the same
+    matching = [
+        known.get((photo.path, nfc(photo.label))) or known.get((nfc(photo.path), nfc(photo.label)))
+        for photo in placed
+    ]
+    unknown = [photo for photo, match in zip(placed, matching, strict=True) if match is None]
     for photo in placed:
         if photo.side not in (TRAIN, VAL):
             raise FlowersError(
                 f"--data.split: {str(file)!r} has side {photo.side!r} for {photo.path!r}; it must be train or"
                 " val."
             )
-        if Photo(photo.path, photo.label) not in known:
-            raise FlowersError(
-                f"--data.split: {str(file)!r} names {photo.path!r}, which is not among the readable photos of"
-                f" class {photo.label!r} below --data.root; give the root that the list was written for."
-            )
+    if unknown:
+        path, label = unknown[0][:2]
+        more = f", and {len(unknown) - 1:,} more of its {len(placed):,} rows name none" if unknown[1:] else ""
+        raise FlowersError(
+            f"--data.split: {str(file)!r} names {path!r}, which is not among the readable photos of class"
+            f" {label!r} below --data.root{more}; give the root that the list was written for."
+        )
+    placed = sorted(
+        photo._replace(path=match.path, label=match.label)
+        for photo, match in zip(placed, matching, strict=True)
+        if match is not None
+    )
     if {photo.side for photo in placed} != {TRAIN, VAL}:
         raise FlowersError(f"--data.split: {str(file)!r} must have photos on both sides, train and val.")
     return placed

@@ -11,17 +11,27 @@ import numpy as np
 from lightning.pytorch.strategies import Strategy
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.text import printable
+from flowers_pl.core.text import nfc, printable
 from flowers_pl.data.batches import CachedPhotos
 from flowers_pl.data.cache import DecodedPhotos
 from flowers_pl.data.duplicates import duplicate_groups
 from flowers_pl.data.exclusions import leave_out
-from flowers_pl.data.folder import LeftOut, Photo, check_classes, report_left_out
-from flowers_pl.data.split import (
+from flowers_pl.data.folder import (
+    NAMED,
+    OTHER_SIDE,
+    TEST,
     TRAIN,
     VAL,
+    LeftOut,
+    Photo,
+    check_classes,
+    report_left_out,
+    split_folders,
+)
+from flowers_pl.data.split import (
     Placed,
     check_sides,
+    folder_split,
     grouped_split,
     notebook_split,
     read_split,
@@ -91,13 +101,26 @@ class SplitPhotos:
         Raises:
             FlowersError: the photos, the split or the list of exclusions are not usable.
         """
-        usable, excluded = leave_out(decoded, settings.exclude)
+        sides = split_folders(settings.root)
+        by_folders = bool(sides) and settings.split == "grouped"
+        testing = {photo.path for photo in listed if sides.get(photo.path.partition("/")[0]) == TEST}
+        compared, excluded = leave_out(decoded, settings.exclude)  # with the photos to test on
+        usable = compared.without(testing)
         report_left_out(usable.left_out, settings.root, settings.skip_unreadable)
-        found = check_classes(usable.photos, listed, settings.root)
+        listed = [photo for photo in listed if photo.path not in testing]
+        all_trained = by_folders and VAL in sides.values()
+        found = check_classes(usable.photos, listed, settings.root, least=1 if all_trained else 2)
         class_names = list(model_classes) or found
         class_numbers(found, class_names, settings.root)
-        placed, conflicts = _split(usable, settings, {entry.path for entry in excluded})
-        check_sides(placed, found, every_class=settings.split == "grouped")
+        if by_folders:
+            log.info("%s: its folders %s are used as the split.", settings.root, ", ".join(sides))
+            groups = duplicate_groups(compared.digests, compared.phashes, compared.thumbs)
+            placed, conflicts = folder_split(
+                compared.photos, groups, sides, settings.val_fraction, settings.split_seed
+            )
+        else:
+            placed, conflicts = _split(usable, settings, {entry.path for entry in excluded})
+        check_sides(placed, found, every_class=settings.split == "grouped" and not all_trained)
         _log_split(placed, class_names, settings, len(usable.left_out), conflicts, len(excluded))
         row_of = dict(zip((photo.path for photo in usable.photos), usable.rows.tolist(), strict=True))
 
@@ -130,13 +153,14 @@ def class_numbers(
     Raises:
         FlowersError: a name is not among `class_names`.
     """
-    number = {name: label for label, name in enumerate(class_names)}
-    if unknown := sorted(set(labels) - number.keys()):
+    number = {nfc(name): label for label, name in enumerate(class_names)}
+    if unknown := sorted({name for name in labels if nfc(name) not in number}):
+        more = f" and {len(class_names) - NAMED:,} more" if len(class_names) > NAMED else ""
         raise FlowersError(
             f"{option}: {str(root)!r} has class {unknown[0]!r}, which the model does not know; it knows"
-            f" {', '.join(class_names)}."
+            f" {', '.join(class_names[:NAMED])}{more}."
         )
-    return np.array([number[name] for name in labels], dtype=np.int64)
+    return np.array([number[nfc(name)] for name in labels], dtype=np.int64)
 
 
 def _split(
@@ -160,14 +184,17 @@ def _log_split(
 ) -> None:
     sides = [photo.side for photo in placed]
     num_out = num_unreadable + len(conflicts) + num_excluded
-    why = f"({num_unreadable} unreadable, {len(conflicts)} under two classes, {num_excluded} excluded)"
+    num_across = sum(entry.kind == OTHER_SIDE for entry in conflicts)
+    across = f"{num_across} on another side too, " if num_across else ""
+    num_classes = len(conflicts) - num_across
+    why = f"({num_unreadable} unreadable, {across}{num_classes} under two classes, {num_excluded} excluded)"
     known = num_out or settings.split in ("grouped", "notebook")  # a split.csv does not say what it left out
     log.info(
         "%s: %d classes, %d photos to train on, %d to validate with%s.",
         settings.root, len(class_names), sides.count(TRAIN), sides.count(VAL),
         f", {num_out} left out {why}" if known else "",
     )  # fmt: skip
-    for path, reason in conflicts:
+    for path, reason, _ in conflicts:
         log.warning("Left out: %s %s.", printable(path), printable(reason))
     for paths in straddling(placed).values():
         log.warning("Duplicates are on both sides of the split: %s.", printable(", ".join(paths)))

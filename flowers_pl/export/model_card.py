@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import flowers_pl
 from flowers_pl.core.text import printable
-from flowers_pl.data.folder import LeftOut
-from flowers_pl.data.split import TRAIN, VAL, Placed
+from flowers_pl.data.folder import TRAIN, VAL
+from flowers_pl.data.split import Placed
 
 TO_FILL_IN = "**to be filled in**"
 MEASURES = {
@@ -32,7 +32,7 @@ def model_card(
     facts: Mapping[str, Any],
     settings: Mapping[str, Any],
     placed: Sequence[Placed] = (),
-    left_out: Sequence[LeftOut] = (),
+    num_left_out: int = 0,
     results: Mapping[str, Any] | None = None,
     files: Mapping[str, str] | None = None,
     title: str = "Flower classifier",
@@ -43,7 +43,7 @@ def model_card(
         facts: `checkpoint["flowers_pl"]`.
         settings: `checkpoint["hyper_parameters"]`.
         placed: the photos trained and validated with (split.csv); empty where they are not known.
-        left_out: photos of the folder that took no part (left_out.csv).
+        num_left_out: photos of the folder that took no part; `facts["left_out"]` counts them by kind.
         results: as in test.json: `judged` (which photos), `photos` (how many), `step`, numbers, and perhaps
             `intervals`, a dict from a number's name to (low, high), 95 %.
         files: from an exported file's name to what was measured of it.
@@ -79,7 +79,7 @@ def model_card(
         split_seed=data.get("split_seed"),
         val_share=f"{data.get('val_fraction', 0):.0%}",
         counts=list(_counts(facts["classes"], placed)) if placed else [],
-        left_out=_left_out(left_out),
+        left_out=_left_out(num_left_out, facts.get("left_out", {})),
         weights=PurePath(settings["weights"] or "").name,
         stage=facts["stage"],
         average=facts.get("average"),
@@ -109,12 +109,9 @@ def _counts(classes: Sequence[str], placed: Sequence[Placed]) -> Iterator[tuple[
     yield "all", sides[TRAIN], sides[VAL]
 
 
-def _left_out(left_out: Sequence[LeftOut]) -> str:
-    kinds = Counter(
-        "unreadable" if "stands under" not in photo.reason else "under two classes" for photo in left_out
-    )
+def _left_out(num_left_out: int, kinds: Mapping[str, int]) -> str:
     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    return f"{len(left_out)} ({listed})" if listed else "0"
+    return f"{num_left_out} ({listed})" if listed else str(num_left_out)
 
 
 def _measures(results: Mapping[str, Any]) -> Iterator[tuple[str, float, tuple[float, float] | None]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.text import plural
 from flowers_pl.data.decoding import resize_photo
+from flowers_pl.data.drawings import KINDS, draw_flower
 from flowers_pl.export.load import Exported
 from flowers_pl.training.classifier import FlowerClassifier
 
@@ -28,16 +29,18 @@ class Agreement:
         agreeing: number of photos for which the likeliest class is the same.
         near_ties: number of the others whose two likeliest classes the model puts within `NEAR_TIE`.
         largest_difference: between any two probabilities of a photo and a class.
+        source: what one of the photos is called.
     """
 
     photos: int
     agreeing: int
     near_ties: int
     largest_difference: float
+    source: str = "validation image"
 
     def __str__(self) -> str:
         return (
-            f"the checkpoint's class for {self.agreeing} of {plural(self.photos, 'validation image')}"
+            f"the checkpoint's class for {self.agreeing} of {plural(self.photos, self.source)}"
             f" ({self.near_ties} of the others are near ties), probabilities at most"
             f" {self.largest_difference:.2g} apart"
         )
@@ -58,13 +61,16 @@ class Agreement:
 
 
 @torch.inference_mode()
-def check_export(exported: Exported, model: FlowerClassifier, photos: Iterable[Tensor]) -> Agreement:
+def check_export(
+    exported: Exported, model: FlowerClassifier, photos: Iterable[Tensor], source: str = "validation image"
+) -> Agreement:
     """Compare an exported model with its checkpoint, on photos at their own sizes.
 
     Args:
         exported: resizes photos itself.
         model: gets each photo as `load_photo` would give it.
         photos: uint8 (3, H, W), RGB, each of any size.
+        source: what one of the photos is called in reports.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -91,7 +97,22 @@ def check_export(exported: Exported, model: FlowerClassifier, photos: Iterable[T
         num_photos, agreeing = num_photos + 1, agreeing + int(same)
         near_ties += int(not same and first - second <= NEAR_TIE)
         largest = float(np.maximum(largest, np.abs(expected - actual).max()))  # unlike max(), keeps NaN
-    return Agreement(num_photos, agreeing, near_ties, largest)
+    return Agreement(num_photos, agreeing, near_ties, largest, source)
+
+
+def generated_images() -> Iterator[Tensor]:
+    """Yield images to check a model on without photos: drawings of flowers and noise, of several sizes.
+
+    Returns:
+        20 drawings and 5 images of noise, uint8 (3, H, W), RGB, always the same.
+    """
+    noise = torch.Generator().manual_seed(0)
+    for seed in range(5):
+        height = 60 + 70 * seed
+        for kind in KINDS[: 4 if seed else 5]:
+            drawing = np.array(draw_flower(kind, seed, height + 40))[:height]
+            yield torch.from_numpy(drawing).permute(2, 0, 1)
+        yield torch.randint(256, (3, height, height + 31), dtype=torch.uint8, generator=noise)
 
 
 class AccuracyLoss(NamedTuple):

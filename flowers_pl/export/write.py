@@ -1,4 +1,4 @@
-"""Write the trained model as one file that does not need this project: ONNX, also in 8 bits, or torch's .pt2.
+"""Write the trained model as one file that does not need this project: ONNX or torch's .pt2.
 
 Photos of any size go in and probabilities come out; resizing and normalisation are part of the model.
 """
@@ -9,13 +9,10 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from itertools import takewhile
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +79,7 @@ def export_torch(model: FlowerClassifier, file: Path) -> None:
         program = torch.export.export(Deployable(model), (EXAMPLE,), dynamic_shapes=(FREE,))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
-    with quiet(), _whole(file) as unfinished, unfinished.open("wb") as stream:  # its path may not be UTF-8
+    with quiet(), written_whole(file) as unfinished, unfinished.open("wb") as stream:  # for any name
         torch.export.save(program, stream, extra_files={METADATA: json.dumps(metadata(model))})
 
 
@@ -123,50 +120,8 @@ def export_onnx(model: FlowerClassifier, file: Path) -> None:
     for part in (*proto.graph.node, *proto.graph.value_info, proto.graph):
         part.ClearField("metadata_props")  # stack traces: paths of this machine
     onnx.helper.set_model_props(proto, metadata(model))
-    with _whole(file) as unfinished:
+    with written_whole(file) as unfinished:
         onnx.save(proto, unfinished)
-
-
-def quantize_int8(onnx_file: Path, out_file: Path, photos: Iterable[Tensor]) -> None:
-    """Write an ONNX file with weights and activations in 8 bits, for onnxruntime.
-
-    This is static quantisation (Jacob et al. 2018) in QDQ form, with one scale per channel of the weights.
-    The range of an activation is the mean of its ranges over the photos, which needs constant memory and kept
-    probabilities as close to the float model's as the best percentile did (689 real photos). Resizing,
-    normalisation and head stay in float32: they decide what the network sees, and a softmax in 8 bits does
-    not add up to 1.
-
-    Args:
-        onnx_file: a file that `export_onnx` wrote.
-        out_file: the file to write; an existing one is replaced.
-        photos: a few hundred training photos, uint8 (3, H, W), RGB, of any sizes.
-
-    Raises:
-        FlowersError: onnx or onnxruntime is missing, or the file cannot be written.
-    """
-    require("onnx", "onnxruntime")
-    import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    with quiet(), _whole(out_file) as unfinished, TemporaryDirectory() as scratch:
-        folded = Path(scratch, "folded.onnx")
-        quant_pre_process(onnx_file, folded, skip_symbolic_shape=True)  # folds remaining batch norms
-        resize = takewhile(lambda node: node.op_type != "Conv", onnx.load(folded).graph.node)
-        feeds = ({INPUT: photo[None].numpy()} for photo in photos)
-        quantize_static(
-            folded,
-            unfinished,
-            SimpleNamespace(get_next=lambda: next(feeds, None)),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Clip", "Add"],
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=[node.name for node in resize],
-            extra_options={"CalibMovingAverage": True},
-        )
 
 
 def require(*packages: str) -> None:
@@ -190,7 +145,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _whole(file: Path) -> Iterator[Path]:
+def written_whole(file: Path) -> Iterator[Path]:
     """Give a path to write to, and replace `file` by what was written there at the end.
 
     Raises:

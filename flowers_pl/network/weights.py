@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pickle
+import re
+import tempfile
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,32 +70,91 @@ def check_weights(weights: str | None) -> None:
         )
 
 
-def _download(name: str) -> Mapping[str, Tensor]:
-    chosen = MobileNet_V2_Weights[name]
+def read_tensors(file: Path) -> Any:
+    """Read a file of torch.save; nothing in it is executed.
+
+    Raises:
+        pickle.UnpicklingError: it holds more than tensors and plain values.
+        ValueError: it cannot be read, is damaged, or was not written by torch.save.
+    """
     try:
-        return chosen.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:
+        with file.open("rb") as stream:
+            saved = stream.read(2) in (b"PK", b"\x80\x02")  # a zip archive, or torch's old format
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if saved:
+            raise
+        raise ValueError("it was not written by torch.save") from error
+    except OSError as error:
+        raise ValueError(error.strerror or "it cannot be read") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise ValueError("it is damaged, or was not written by torch.save") from error
+
+
+def _download(name: str) -> Mapping[str, Tensor]:
+    """Read torchvision's weights from torch's cache; download what is missing or damaged there."""
+    url = MobileNet_V2_Weights[name].url
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    digest = re.search(r"-([0-9a-f]+)\.", file.name)
+    assert digest is not None
+    if _sha256(file).startswith(digest[1]):
+        return _read(file)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            if not _is_writable(file.parent):
+                file = Path(scratch, file.name)
+            torch.hub.download_url_to_file(url, str(file), digest[1])
+            return _read(file)
+    except (OSError, RuntimeError, HTTPException) as error:
+        damaged = f"; delete {str(file)!r}, which is damaged" if file.exists() else ""
+        reason = " ".join(str(error).split())
         raise FlowersError(
-            f"--model.weights: {name} could not be downloaded from {chosen.url} ({error}); give the path of a"
-            " copy of that file, or null to train without pretrained weights."
+            f"--model.weights: {name} could not be downloaded from {url} ({reason}){damaged}; give the path"
+            " of a copy of that file, or null to train without pretrained weights."
         ) from error
+
+
+def _sha256(file: Path) -> str:
+    """Return a file's digest, empty where there is no file."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _is_writable(folder: Path) -> bool:
+    """Make a folder, and return whether files can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _read(file: Path) -> Mapping[str, Tensor]:
     check_weights(str(file))
+    wanted = "give a state_dict of torchvision's mobilenet_v2."
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        state = read_tensors(file)
+    except pickle.UnpicklingError as error:
         raise FlowersError(
-            f"--model.weights: {str(file)!r} was not written by torch.save, or is damaged; give a state_dict"
-            " of torchvision's mobilenet_v2."
+            f"--model.weights: {str(file)!r} holds more than tensors, and loading that could run code;"
+            f" {wanted}"
         ) from error
+    except ValueError as error:
+        raise FlowersError(f"--model.weights: {str(file)!r} cannot be used: {error}; {wanted}") from error
     if isinstance(state, Mapping) and "state_dict" in state:
         raise FlowersError(
             f"--model.weights: {str(file)!r} is a training checkpoint, not a state_dict; give pretrained"
             " weights, or resume that run with --ckpt_path."
         )
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    plain = isinstance(state, Mapping) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    )
+    if not plain:
         raise FlowersError(
             f"--model.weights: {str(file)!r} holds no state_dict; write one with"
             " torch.save(model.state_dict(), path)."
@@ -97,12 +162,20 @@ def _read(file: Path) -> Mapping[str, Tensor]:
     return state
 
 
-def _faults(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+def _faults(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """List what does not fit, one phrase for each key."""
-    faults = [f"{PREFIX}{key} is missing" for key in wanted if key not in given]
-    faults += [f"{PREFIX}{key} is not known" for key in given if key not in wanted]
-    return faults + [
-        f"{PREFIX}{key} is {tuple(given[key].shape)}, not {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in given and given[key].shape != value.shape
-    ]
+    faults = [f"{PREFIX}{key} is missing" for key in expected if key not in given]
+    faults += [f"{PREFIX}{key} is not known" for key in given if key not in expected]
+    pairs = {key: (value, given[key]) for key, value in expected.items() if key in given}
+    return faults + [f"{PREFIX}{key} {fault}" for key, pair in pairs.items() if (fault := _fault(*pair))]
+
+
+def _fault(expected: Tensor, given: Tensor) -> str:
+    """Say why a tensor cannot be loaded; empty if it can."""
+    if given.shape != expected.shape:
+        return f"is {tuple(given.shape)}, not {tuple(expected.shape)}"
+    if given.layout != torch.strided or given.is_quantized or given.is_meta:
+        return "is no plain tensor"
+    if given.dtype.is_floating_point != expected.dtype.is_floating_point or given.dtype.is_complex:
+        return f"is {str(given.dtype).removeprefix('torch.')}"
+    return "" if given.double().isfinite().all() else "is not finite"

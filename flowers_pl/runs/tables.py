@@ -15,11 +15,10 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import replacing, write_csv
+from flowers_pl.core.errors import FlowersError, reason_of
+from flowers_pl.core.files import read_csv, replacing, write_csv
 from flowers_pl.core.names import LEFT_OUT, SPLIT
 from flowers_pl.data.batches import Batch
-from flowers_pl.data.folder import LeftOut
 from flowers_pl.data.split import write_split
 
 
@@ -77,12 +76,22 @@ class EpochTable(Logger):
 
 
 def read_table(file: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """Return the rows of a metrics.csv; empty cells are left out."""
-    with open(file, newline="") as stream:
+    """Return the rows of a metrics.csv; empty cells are left out.
+
+    Raises:
+        FlowersError: it cannot be read, or is not such a table.
+    """
+    try:
         return [
             {name: int(cell) if name == "epoch" else float(cell) for name, cell in row.items() if cell}
-            for row in csv.DictReader(stream)
+            for row in read_csv(file, ["epoch"])
         ]
+    except (OSError, csv.Error, LookupError, ValueError) as error:
+        why = reason_of(error) if not isinstance(error, LookupError) else f"no column {error.args[0]!r}"
+        raise FlowersError(
+            f"{str(file)!r} is not as the run wrote it ({why}); restore it, or move it away to resume without"
+            " the metrics of earlier epochs."
+        ) from error
 
 
 class Throughput(L.Callback):
@@ -137,7 +146,7 @@ class DataFiles(L.Callback):
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_split(self.folder / SPLIT, data.placed)
-            write_csv(self.folder / LEFT_OUT, LeftOut._fields, data.left_out)
+            write_csv(self.folder / LEFT_OUT, ("path", "reason"), (photo[:2] for photo in data.left_out))
 
 
 def same_on_all_ranks(trainer: L.Trainer, text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ from flowers_pl.data.batches import Batch
 from flowers_pl.training.checkpoint_files import copy_checkpoint, read_checkpoint, remove_leftovers
 from flowers_pl.training.metrics import SideMetrics
 
+log = logging.getLogger(__name__)
 MIDDLE = f"{KEY}_inside_epoch"  # the key that only a checkpoint saved inside an epoch has
+NOTHING_LEFT = (
+    "Nothing was left to train: this run has reached --trainer.max_steps, --trainer.max_epochs or"
+    " --trainer.max_time; raise it to train on."
+)
 
 
 class RunCheckpoints(Checkpoint):
@@ -26,7 +32,8 @@ class RunCheckpoints(Checkpoint):
 
     The best has the lowest validation loss of the whole run, over both stages. Both are written at the end of
     validation. Lightning resumes exactly from there and from the end of a batch that is not its epoch's last,
-    but not from between an epoch's last batch and the end of its validation.
+    but not from between an epoch's last batch and the end of its validation. Where --trainer.max_steps or
+    --trainer.max_time ends a run inside an epoch, `last.ckpt` is written there.
 
     Args:
         folder: of the run; None for the trainer's log_dir.
@@ -52,6 +59,9 @@ class RunCheckpoints(Checkpoint):
         self.folder, self.every_n_steps, self.signals = folder, every_n_steps, signals
         self.best_loss = float("inf")
         self.best_epoch = -1
+        self.restoring = False  # whether a checkpoint is being restored
+        self._first_step: int | None = None
+        self._stops = self._ends_inside = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_loss": self.best_loss, "best_epoch": self.best_epoch}
@@ -65,10 +75,14 @@ class RunCheckpoints(Checkpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = self.path(trainer, LAST).parent
-        if trainer.is_global_zero and stage == "fit":
-            remove_leftovers(folder)
+        if stage == "fit":
+            self.restoring, self._first_step = True, None
+            self._stops = self._ends_inside = False
+            if trainer.is_global_zero:
+                remove_leftovers(folder)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.restoring, self._first_step = False, trainer.global_step
         if self.signals is not None:
             self.signals.wait()
 
@@ -76,11 +90,16 @@ class RunCheckpoints(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         batches = batch_idx + 1
-        stepped = batches % trainer.accumulate_grad_batches == 0
-        if batches >= trainer.num_training_batches or not stepped or _is_trial(trainer):
+        if batches >= trainer.num_training_batches or _is_trial(trainer):
             return
-        noted = self._noted(trainer)
-        if noted or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+        self._stops |= trainer.should_stop
+        stepped = batches % trainer.accumulate_grad_batches == 0
+        trainer.should_stop = self._stops and stepped  # accumulated gradients are not saved
+        if not stepped:
+            return
+        noted, self._ends_inside = self._noted(trainer), trainer.fit_loop.done
+        due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        if noted or self._ends_inside or due:
             trainer.save_checkpoint(self.path(trainer, LAST))
         self._obey(noted, trainer)
 
@@ -91,9 +110,13 @@ class RunCheckpoints(Checkpoint):
         if better := loss < self.best_loss:
             self.best_loss, self.best_epoch = loss, trainer.current_epoch
         best, last = self.path(trainer, BEST), self.path(trainer, LAST)
-        trainer.save_checkpoint(best if better else last)
-        if better and trainer.is_global_zero:
-            copy_checkpoint(best, last)
+        if better:
+            trainer.save_checkpoint(best)
+        if not self._ends_inside:  # or last.ckpt is that of the epoch's last step
+            if not better:
+                trainer.save_checkpoint(last)
+            elif trainer.is_global_zero:
+                copy_checkpoint(best, last)
         self._obey(self._noted(trainer), trainer)
 
     def _noted(self, trainer: L.Trainer) -> set[int]:
@@ -107,9 +130,39 @@ class RunCheckpoints(Checkpoint):
                 remove_leftovers(folder)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Load the best weights, on one rank, and send them to the others; Lightning leaves the last ones."""
+        """Log where the run has ended, and load its best weights; Lightning leaves the last ones."""
         if self.signals is not None:
             self.signals.wait_no_more(trainer)
+        last = self.path(trainer, LAST)
+        if self._ends_inside:
+            never = ", before its first validation, so nothing was validated" if self.best_epoch < 0 else ""
+            log.warning(
+                "The run has ended inside epoch %d at step %d%s; it can be resumed from %s.",
+                trainer.current_epoch, trainer.global_step, never, last,
+            )  # fmt: skip
+        elif trainer.global_step == self._first_step and not trainer.should_stop:
+            log.warning(NOTHING_LEFT)
+        self._restore_best(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report a training that Lightning has skipped, without the hooks of its start and its end.
+
+        Raises:
+            FlowersError: the run is new, so that there is nothing to go by.
+        """
+        if self._first_step is not None:
+            return
+        if not trainer.global_step:
+            raise FlowersError(
+                "Nothing was trained: --trainer.max_steps, --trainer.max_time or"
+                " --trainer.limit_train_batches leaves no step to train; raise it, or leave it out."
+            )
+        self.restoring = False
+        log.warning(NOTHING_LEFT)
+        self._restore_best(trainer, pl_module)
+
+    def _restore_best(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Load the best weights on one rank and send them to the others."""
         if self.best_epoch < 0 or _is_trial(trainer):
             return
         file = self.path(trainer, BEST)
@@ -122,7 +175,7 @@ class RunCheckpoints(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Save the metrics of the epoch so far, which Lightning does not; after validation there are none."""
-        if figures := metrics_so_far(trainer, pl_module):
+        if (figures := metrics_so_far(trainer, pl_module)) or self._ends_inside:
             checkpoint[MIDDLE] = {"batches": _batches(trainer), "figures": figures}
 
     def on_load_checkpoint(

@@ -13,6 +13,11 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import replace_by_copy, replacing
 from flowers_pl.core.names import BEST, KEY
+from flowers_pl.network.weights import read_tensors
+
+# What every checkpoint has, and what it has under this project's key.
+ENTRIES = {KEY: dict, "state_dict": dict, "hyper_parameters": dict, "epoch": int, "global_step": int}
+OWN_ENTRIES = {"classes": list, "image_size": int, "mean": list, "std": list, "stage": dict, "data": dict}
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -35,31 +40,44 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             " --exported."
         )
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_tensors(path)
     except pickle.UnpicklingError as error:
         raise FlowersError(
             f"--ckpt_path: {str(path)!r} is refused: it holds more than tensors and plain values, and loading"
             " that could run code; give a checkpoint that flowers_pl wrote."
         ) from error
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        ImportError,
-    ) as error:
+    except ValueError as error:
         raise FlowersError(
-            f"--ckpt_path: {str(path)!r} is not a checkpoint, or is damaged; give one that flowers_pl wrote."
+            f"--ckpt_path: {str(path)!r} is not a checkpoint: {error}; give one that flowers_pl wrote."
         ) from error
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise FlowersError(
             f"--ckpt_path: {str(path)!r} is not a checkpoint of flowers_pl; give a best.ckpt or last.ckpt"
             " from its runs."
         )
+    if fault := _fault(checkpoint, ENTRIES) or _fault(checkpoint[KEY], OWN_ENTRIES, f"{KEY}."):
+        raise unusable(path, fault)
     return checkpoint
+
+
+def unusable(path: str | os.PathLike[str], reason: object) -> FlowersError:
+    """Return the error for a checkpoint of this project whose content is wrong."""
+    fault = " ".join(str(reason).split())
+    fault = fault if len(fault) <= 200 else f"{fault[:200]} ..."
+    return FlowersError(
+        f"--ckpt_path: {str(path)!r} was changed, or written by another version of flowers_pl ({fault}); use"
+        " the version that wrote it, or another checkpoint."
+    )
+
+
+def _fault(entries: dict[str, Any], expected: dict[str, type], prefix: str = "") -> str:
+    """Name the first entry that is missing or of another type; empty if there is none."""
+    for name, kind in expected.items():
+        if name not in entries:
+            return f"{prefix}{name} is missing"
+        if not isinstance(entries[name], kind):
+            return f"{prefix}{name} is a {type(entries[name]).__name__}, not a {kind.__name__}"
+    return ""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from typing import cast
 
+import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.fast_trained import TrainedPart
 from flowers_pl.network.mobilenet import IMAGENET_MEAN, IMAGENET_STD, start_from_nothing
 from flowers_pl.network.weights import load_weights
+from flowers_pl.training.finite_loss import RequireFiniteLoss
 from flowers_pl.training.metrics import SideMetrics
 from flowers_pl.training.model import FlowerModel
 
@@ -62,10 +65,9 @@ class FlowerClassifier(FlowerModel):
         for name, share in (("dropout", dropout), ("label_smoothing", label_smoothing)):
             if not 0 <= share < 1:
                 raise FlowersError(f"--model.{name} must be at least 0 and less than 1, not {share}.")
-        if min(head_lr, top_lr) <= 0:
-            raise FlowersError(
-                f"--model.head_lr and --model.top_lr must be more than 0, not {head_lr} and {top_lr}."
-            )
+        for name, rate in (("head_lr", head_lr), ("top_lr", top_lr)):
+            if not 0 < rate < math.inf:
+                raise FlowersError(f"--model.{name} must be a number greater than 0, not {rate}.")
         self.weights, self.head_lr, self.top_lr = weights, head_lr, top_lr
         self.label_smoothing = label_smoothing
         self.tested: list[Prediction] = []
@@ -217,6 +219,10 @@ class FlowerClassifier(FlowerModel):
     def learning_rate(self) -> float:
         """Return Adam's learning rate in this stage."""
         return self.head_lr if self.stage.number == 1 else self.top_lr
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Return callbacks that the Trainer gets besides its own."""
+        return [RequireFiniteLoss()]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam for what this stage trains; head and top layers are groups of their own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, Self
@@ -17,7 +18,7 @@ from flowers_pl.data.decoding import UnreadablePhoto, load_photo
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.mobilenet import IMAGENET_MEAN, IMAGENET_STD, FlowerNet
 from flowers_pl.network.novelty import Novelty
-from flowers_pl.training.checkpoint_files import read_checkpoint
+from flowers_pl.training.checkpoint_files import read_checkpoint, unusable
 from flowers_pl.training.stage import Stage
 
 
@@ -97,11 +98,12 @@ class FlowerModel(L.LightningModule):
             model = cls(**checkpoint["hyper_parameters"])
             model.on_load_checkpoint(checkpoint)
             model.load_state_dict(checkpoint["state_dict"])
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise FlowersError(
-                f"--ckpt_path: {str(path)!r} was changed, or written by another version of flowers_pl"
-                f" ({error}); use the version that wrote it."
-            ) from error
+            if faults := [name for name, value in model.state_dict().items() if not value.isfinite().all()]:
+                raise ValueError(f"{faults[0]} is not finite")
+        except FlowersError:
+            raise
+        except Exception as error:  # of many kinds, by what is wrong in the file
+            raise unusable(path, error) from error
         return model.eval()
 
     @torch.inference_mode()
@@ -146,6 +148,7 @@ class FlowerModel(L.LightningModule):
             "stage": asdict(self.stage),
             "precision": str(self.trainer.precision),
             "data": self._data.settings() if self._data else {},
+            "left_out": dict(Counter(photo.kind for photo in self._data.left_out)) if self._data else {},
             "unlike": self.novelty.state() if self.novelty else None,
         }
 

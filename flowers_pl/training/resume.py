@@ -72,7 +72,7 @@ def remove_unbegun(run: Path) -> None:
     """Remove the files of a run that ended before its first step: Lightning opens TensorBoard's early."""
     if (run / CONFIG).exists():
         return
-    for file in (*run.glob("events.out.tfevents.*"), run / SPLIT, run / LEFT_OUT):
+    for file in (*run.glob("events.out.tfevents.*"), run / "hparams.yaml", run / SPLIT, run / LEFT_OUT):
         file.unlink(missing_ok=True)
     if run.is_dir() and not any(run.iterdir()):
         run.rmdir()

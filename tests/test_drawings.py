@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.data.drawings import KINDS, draw_flower, write_drawings
+from flowers_pl.data.drawing_folder import write_drawings
+from flowers_pl.data.drawings import KINDS, draw_flower
 
 
 def pixels(kind: str, seed: int, size: int = 48) -> np.ndarray:
@@ -168,7 +169,7 @@ def test_a_failure_midway_leaves_the_former_drawings(tmp_path: Path, monkeypatch
     def broken(kind: str, seed: int, size: int) -> Image.Image:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("flowers_pl.data.drawings.draw_flower", broken)
+    monkeypatch.setattr("flowers_pl.data.drawing_folder.draw_flower", broken)
     with pytest.raises(OSError, match="no space"):
         write_drawings(tmp_path / "d", 2, size=32)
     assert listing(tmp_path) == before

@@ -1,4 +1,4 @@
-"""augment.py against oracles: OpenCV for the warp, plain arithmetic for the draws."""
+"""augmentation.py against oracles: OpenCV for the warp, plain arithmetic for the draws."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from flowers_pl.data.augmentation import (
     BITS,
     DRAWS,
     Augmentation,
+    affine_matrices,
     augment,
-    by_opencv,
-    by_torch,
+    augment_opencv,
+    augment_torch,
     epoch_draws,
-    matrices,
 )
 
 STILL = Augmentation(rotation=0, shift=0, zoom=0, brightness=0, flip=False)
@@ -51,7 +51,7 @@ def test_the_middle_draw_changes_nothing() -> None:
     )
 
 
-@pytest.mark.parametrize("way", [by_torch, by_opencv])
+@pytest.mark.parametrize("way", [augment_torch, augment_opencv])
 def test_the_warp_is_opencvs_with_replicated_border(way: Way) -> None:
     photos, how = smooth_photos(12, 40, 56), Augmentation(brightness=0)
     some = torch.from_numpy(epoch_draws(3, 0, 12).draws)
@@ -70,7 +70,7 @@ def test_a_gpu_augments_as_a_cpu_does() -> None:
     """By the code for GPUs, run on a CPU; bytes in, all five changes."""
     photos = smooth_photos(12, 40, 56).to(torch.uint8)
     some = torch.from_numpy(epoch_draws(4, 0, 12).draws)
-    one, other = (way(photos, some, Augmentation()) for way in (by_torch, by_opencv))
+    one, other = (way(photos, some, Augmentation()) for way in (augment_torch, augment_opencv))
     assert one.dtype == other.dtype == torch.float32
     assert (one - other).abs().mean() < 0.1
     assert (one - other).abs().max() < 3
@@ -99,7 +99,7 @@ def pixel_matrices(some: Tensor, how: Augmentation, height: int, width: int) -> 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.9, 1.0])
 def test_rotation_turns_each_photo_by_its_own_angle(share: float) -> None:
     some = draws(ROTATION=[share, 0.5])
-    matrix = matrices(some / 2**BITS, Augmentation(), (160, 160))
+    matrix = affine_matrices(some / 2**BITS, Augmentation(), (160, 160))
     angle = torch.rad2deg(torch.atan2(matrix[:, 1, 0], matrix[:, 0, 0]))
     assert angle.tolist() == pytest.approx([25 * (2 * share - 1), 0], abs=1e-4)
 
@@ -120,7 +120,7 @@ def test_shifts_are_shares_of_width_and_height() -> None:
 
 
 def test_the_two_zooms_are_drawn_apart() -> None:
-    matrix = matrices(
+    matrix = affine_matrices(
         draws(ZOOM_X=[0.0, 1.0, 0.5], ZOOM_Y=[0.5, 0.5, 1.0]) / 2**BITS, Augmentation(), (160, 160)
     )
     assert matrix[:, 0, 0].tolist() == pytest.approx([0.85, 1.15, 1.0])

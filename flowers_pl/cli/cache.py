@@ -1,0 +1,49 @@
+"""`cache`: the decoded photos that are kept, and their removal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowers_pl.cli.commands import SUMMARIES
+from flowers_pl.cli.options import Options
+from flowers_pl.core.screen import show
+from flowers_pl.core.text import plural, printable
+from flowers_pl.data.cache_folder import CachedSet, cached_sets, clear_cache, default_cache_dir
+
+UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
+
+
+def run(args: list[str]) -> None:
+    """List the decoded photos, or remove those that no process uses."""
+    options = Options("cache", SUMMARIES["cache"])
+    options.add("data.cache_dir", str | None, None, "Folder of decoded photos; default ~/.cache/flowers_pl.")
+    options.parser.add_argument(
+        "--clear", action="store_true", help="Remove the decoded photos that no process uses."
+    )
+    settings = options.parse(args)
+    given = settings.data.cache_dir
+    folder = Path(given) if given is not None else default_cache_dir()
+    if settings.clear:
+        removed = clear_cache(folder)
+        show(f"Removed {_total(removed)} from {printable(str(folder))}.")
+    left = cached_sets(folder)
+    if left or not settings.clear:
+        show("\n".join([*map(_line, left), f"{printable(str(folder))} holds {_total(left)}."]))
+
+
+def _line(cached: CachedSet) -> str:
+    """Describe one set of decoded photos.
+
+    >>> _line(CachedSet(Path("flowers-0123456789ab-160"), 266_000_000, 7300.0, True))
+    '   266.0 MB  2 hours old   in use  flowers-0123456789ab-160'
+    """
+    unit, seconds = next((unit for unit in UNITS if cached.age >= unit[1]), UNITS[-1])
+    age = f"{plural(int(cached.age // seconds), unit)} old"
+    used = "in use" if cached.in_use else ""
+    return f"{cached.num_bytes / 1e6:8.1f} MB  {age:<14}{used:<6}  {printable(cached.path.name)}"
+
+
+def _total(cached: Sequence[CachedSet]) -> str:
+    size = sum(one.num_bytes for one in cached) / 1e6
+    return f"{plural(len(cached), 'set')} of decoded photos, {size:.1f} MB"

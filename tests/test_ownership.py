@@ -1,0 +1,120 @@
+"""Two processes never own one run; what a dead one left is taken over."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from flowers_pl import FlowersError
+from flowers_pl.core.names import LAST, OWNER
+from flowers_pl.runs import ownership
+from flowers_pl.runs.ownership import RunFolder
+
+
+def owner(**changes: object) -> str:
+    """An owner.json of this process, but for some changes."""
+    process = os.getpid()
+    mine = {
+        "host": socket.gethostname(),
+        "process": process,
+        "started": ownership._started(process),
+        "job": None,
+    }
+    return json.dumps(mine | changes)
+
+
+def test_of_many_processes_that_start_one_run_at_once_one_owns_it(tmp_path: Path) -> None:
+    barrier = Barrier(8)
+
+    def enter(_: int) -> RunFolder | None:
+        barrier.wait()
+        try:
+            return RunFolder.enter(tmp_path / "run", resume=False)
+        except FlowersError:
+            return None
+
+    with ThreadPoolExecutor(8) as threads:
+        owners = [found for found in threads.map(enter, range(8)) if found]
+    assert len(owners) == 1
+    owners[0].release()
+    assert not (tmp_path / "run").exists()  # nothing was written there
+
+
+def test_runs_without_a_name_that_start_in_one_second_get_folders_of_their_own(tmp_path: Path) -> None:
+    found = [RunFolder.new(tmp_path, "20261125-100000") for _ in range(3)]
+    assert [one.path.name for one in found] == ["20261125-100000", "20261125-100000-2", "20261125-100000-3"]
+    for one in found:
+        one.release()
+
+
+def test_what_a_killed_process_left_is_taken_over_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / OWNER).write_text(owner(process=dead.pid))
+    with caplog.at_level(logging.WARNING):
+        found = RunFolder.enter(run, resume=True)
+    assert "takes over" in caplog.text
+    assert json.loads((run / OWNER).read_text())["process"] == os.getpid()
+    found.release()
+
+
+def test_a_process_of_the_same_number_but_a_later_start_is_another(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / OWNER).write_text(owner(started="1"))
+    RunFolder.enter(run, resume=False).release()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_an_owner_that_was_cut_short_and_is_silent_is_taken_over(tmp_path: Path, content: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / OWNER).write_text(content)
+    with pytest.raises(FlowersError, match="under way"):  # it may be writing its name just now
+        RunFolder.enter(run, resume=False)
+    os.utime(run / OWNER, (1, 1))
+    RunFolder.enter(run, resume=False).release()
+
+
+def test_an_owner_on_another_machine_lives_while_it_touches_its_file(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / OWNER).write_text(owner(host="elsewhere"))
+    with pytest.raises(FlowersError, match="on elsewhere"):
+        RunFolder.enter(run, resume=True)
+    old = (run / OWNER).stat().st_mtime - ownership.SILENCE - 1
+    os.utime(run / OWNER, (old, old))
+    RunFolder.enter(run, resume=True).release()
+
+
+def test_a_requeued_job_enters_its_run_wherever_it_runs_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / OWNER).write_text(owner(host="elsewhere", job="42"))
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    RunFolder.enter(run, resume=True).release()
+
+
+def test_a_finished_run_is_entered_by_a_resume_only(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / LAST).touch()
+    with pytest.raises(FlowersError, match="exists already"):
+        RunFolder.enter(run, resume=False)
+    RunFolder.enter(run, resume=True).release()
+    assert (run / LAST).exists()
