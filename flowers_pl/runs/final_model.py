@@ -160,8 +160,8 @@ def write_card(
 
     checkpoint, listed = read_checkpoint(ckpt), folder / EXPORTS
     step = checkpoint["global_step"]
-    before = _read(listed, "step", "files")
-    tested = _read(ckpt.parent / TEST_JSON, "step", "judged", "photos")
+    before = _read(listed, step=int, files=dict)
+    tested = _read(ckpt.parent / TEST_JSON, step=int, judged=str, photos=int)
     if before.get("step", step) != step:
         for name in before["files"].keys() - files.keys():
             if (folder / name).exists():
@@ -185,13 +185,15 @@ def write_card(
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def _read(file: Path, *wanted: str) -> dict[str, Any]:
+def _read(file: Path, **wanted: type) -> dict[str, Any]:
     """Return what a JSON file of the run holds; nothing, with a warning, if it lacks what is wanted of it."""
     if not file.is_file():
         return {}
     try:
         content = read_json(file)
-        if isinstance(content, dict) and all(name in content for name in wanted):
+        if isinstance(content, dict) and all(
+            isinstance(content.get(name), kind) for name, kind in wanted.items()
+        ):
             return content
         why = f"it must have {', '.join(wanted)}"
     except (OSError, ValueError) as error:
