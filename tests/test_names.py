@@ -18,6 +18,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 from flowers_pl import confusion_matrix, draw_flower, main, misclassified
+from flowers_pl.cli.explain import _name_of_picture
 from flowers_pl.core.files import read_csv, read_json
 from flowers_pl.core.text import printable, text_width
 from flowers_pl.evaluation.figures import figure_pixels
@@ -121,6 +122,15 @@ def test_a_run_that_is_not_utf_8_goes_without_tensorboard(
     assert "TensorBoard cannot write there" in caplog.text
     assert Path("checkpoints", run, "final.pt2").exists()
     assert not list(Path("checkpoints", run).rglob("events*"))
+
+
+def test_an_overlay_of_a_photo_with_a_long_name_has_a_shorter_one(tmp_path: Path) -> None:
+    longest = "é" * 125 + ".jpg"
+    for name in (longest, longest.replace(".jpg", ".png")):
+        (tmp_path / "rose").mkdir(exist_ok=True)
+        (tmp_path / _name_of_picture(f"rose/{name}")).write_bytes(b"")
+    assert len(list((tmp_path / "rose").iterdir())) == 2
+    assert _name_of_picture("rose/a.jpg") == "rose/a.jpg.png"
 
 
 # ---------------------------------------------------------------- columns of predictions.csv
