@@ -57,10 +57,10 @@ def test_damaged_json_costs_the_card_what_it_held(
     name: str, content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    wanted = {"files": dict} if name == EXPORTS else {"judged": str, "photos": int}
+    entries = {"step": int, "files": dict} if name == EXPORTS else {"judged": str, "photos": int}
     with caplog.at_level(logging.WARNING, "flowers_pl"):
-        assert final_model._read(tmp_path / name, step=int, **wanted) == {}
-    assert f"{name} is damaged, so the model card does without it" in caplog.text
+        assert final_model._read_known(tmp_path / name, **entries) == {}
+    assert f"{name} is damaged, so the model card does not use it" in caplog.text
 
 
 def test_test_json_of_0_1_0_is_read(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from flowers_pl.runs.settings import RunSettings
 from flowers_pl.runs.tables import DataFiles, EpochTable, Throughput
 from flowers_pl.runs.tensorboard import LogGradCam, LogPredictions, has_tensorboard
 from flowers_pl.training.checkpoint_callback import RunCheckpoints
-from flowers_pl.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint
+from flowers_pl.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint, unusable
 from flowers_pl.training.classifier import FlowerClassifier
 from flowers_pl.training.novelty_callback import FitNovelty
 from flowers_pl.training.resume import (
@@ -44,6 +44,7 @@ from flowers_pl.training.resume import (
     how_to_resume,
     job_name,
     log_changes,
+    read_settings,
     remove_unbegun,
     restarted,
 )
@@ -160,6 +161,8 @@ def parser(checkpoint: Path | None = None) -> Options:
 def _make(args: list[str], signals: StopSignals) -> Run:
     """Parse the command line and make what it asks for, refusing at once what could not work in the end."""
     checkpoint = checkpoint_to_resume(args)
+    if checkpoint is not None:
+        read_settings(checkpoint.parent / CONFIG)
     options = parser(checkpoint)
     settings = options.parse(args)
     check_not_in_config(settings, ckpt_path=checkpoint)
@@ -243,8 +246,15 @@ def _train(made: Run) -> None:
             checkpoint, plural(later, "epoch"), made.folder / LAST,
         )  # fmt: skip
     path = None if checkpoint is None else str(checkpoint)
-    trainer.fit(made.model, datamodule=made.data, ckpt_path=path, weights_only=True)
     best = next((one for one in trainer.checkpoint_callbacks if isinstance(one, RunCheckpoints)), None)
+    try:
+        trainer.fit(made.model, datamodule=made.data, ckpt_path=path, weights_only=True)
+    except (FlowersError, OSError):
+        raise
+    except Exception as error:  # Lightning and torch raise many kinds for a checkpoint that was changed
+        if checkpoint is None or best is None or not best.restoring or lost_contact(error):
+            raise
+        raise unusable(checkpoint, error) from error
     if best is None or best.best_epoch < 0:
         return
     trainer.validate(made.model, datamodule=made.data, verbose=False)

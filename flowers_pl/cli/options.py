@@ -22,7 +22,8 @@ from flowers_pl.core.text import escape_bytes, unescape_bytes
 
 PATHS = (
     "data.root", "data.exclude", "data.split", "data.test_root", "data.predict_root", "data.cache_dir",
-    "model.weights", "ckpt_path", "exported", "out", "images", "output", "write",
+    "model.weights", "ckpt_path", "exported", "out", "root", "images", "output",
+    "write",
 )  # fmt: skip
 NAMES = {"grouped", "notebook", *MobileNet_V2_Weights.__members__}  # that stand where a path may
 PROGRAM = "python -m flowers_pl"
@@ -101,6 +102,9 @@ class Options:
         try:
             settings = self.parser.parse_args(args)
         except (argparse.ArgumentError, TypeError, ValueError) as error:
+            files, self.parser.default_config_files = self.parser.default_config_files, []
+            for file in files:
+                explain_mistake(self.parser, self.types, self.command, ["--config", str(file)], error)
             said = explain_mistake(self.parser, self.types, self.command, args, error)
             raise FlowersError(f"{said} (see '{PROGRAM} {self.command} --help')") from error
         for name, path in _paths(settings):

@@ -21,6 +21,7 @@ from flowers_pl.data.download import download_flower_photos
 from flowers_pl.data.drawing_folder import write_drawings
 from flowers_pl.data.feature_cache import FeatureCache
 from flowers_pl.data.folder import TEST, VAL, LeftOut, Photo, list_photos, list_pictures, split_folders
+from flowers_pl.data.formats import Limits, set_limits
 from flowers_pl.data.prefetch import PrefetchLoader
 from flowers_pl.data.preparation import Preparation
 from flowers_pl.data.sampling import Balance, BatchSampler
@@ -58,6 +59,7 @@ class FlowersDataModule(L.LightningDataModule):
         cache_dir: folder for decoded photos; default ~/.cache/flowers_pl.
         workers: processes that decode the photos once, and threads that prepare batches; default as many as
             there are cores, 0 for none.
+        limits: what is refused, against pictures that would exhaust memory or time.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -91,14 +93,16 @@ class FlowersDataModule(L.LightningDataModule):
         cache: bool = True,
         cache_dir: str | None = None,
         workers: int | None = None,
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
+        set_limits(limits)
         check_settings(image_size, val_fraction, workers)
         if batch_size < 1:
             raise FlowersError(f"--data.batch_size must be at least 1, not {batch_size}.")
         if drawn < 0 or drawn == 1:
             raise FlowersError(f"--data.drawn must be 0 or at least 2, not {drawn}.")
-        self.root, self.image_size, self.batch_size = Path(root), image_size, batch_size
+        self.root, self.image_size, self.batch_size = Path(root).expanduser(), image_size, batch_size
         self.val_fraction, self.split, self.split_seed, self.seed = val_fraction, split, split_seed, seed
         self.exclude = None if exclude is None else str(Path(exclude).resolve())
         self.augmentation, self.workers = augmentation, workers
@@ -128,7 +132,7 @@ class FlowersDataModule(L.LightningDataModule):
         if self.drawn:
             write_drawings(self.root, self.drawn, self.split_seed, self.drawn_size)
             log.info("%s holds drawings, not photos: %d of each kind.", self.root, self.drawn)
-        elif not self.root.exists() and self.root == Path("data/flowers"):
+        elif not self.root.exists() and self.root.absolute() == Path("data/flowers").absolute():
             download_flower_photos(self.root)
         self._list_and_decode(retry=True)
 

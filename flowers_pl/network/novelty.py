@@ -70,5 +70,16 @@ class Novelty:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any] | None) -> Novelty | None:
-        """Rebuild the score from what `state` returned; None if the checkpoint has none."""
-        return None if state is None else cls(**state)
+        """Rebuild the score from what `state` returned; None if the checkpoint has none.
+
+        Raises:
+            TypeError, ValueError: it is something else.
+        """
+        if state is None:
+            return None
+        novelty = cls(**state)
+        mean, axes = novelty.mean, novelty.axes
+        tensors = isinstance(mean, Tensor) and isinstance(axes, Tensor)
+        if not tensors or axes.ndim != 2 or mean.shape != axes.shape[:1] or not novelty.limit > 0:
+            raise ValueError("the novelty score does not fit together")
+        return novelty

@@ -79,7 +79,7 @@ def read_tensors(file: Path) -> Any:
     """
     try:
         with file.open("rb") as stream:
-            saved = stream.read(2) in (b"PK", b"\x80\x02")  # a zip archive, or torch's old format
+            saved = stream.read(2).startswith((b"PK", b"\x80"))  # a zip archive, or a pickle
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if saved:

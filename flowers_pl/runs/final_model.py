@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowers_pl.core.errors import FlowersError, reason_of
-from flowers_pl.core.files import read_json, write_json
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import read_json, replacing, write_json
 from flowers_pl.core.names import CARD, EXPORTS, KEY, LEFT_OUT, SPLIT, TEST_JSON
 from flowers_pl.core.system import processor
 from flowers_pl.core.text import plural
@@ -81,12 +81,16 @@ def write_final(
         results: how the model was evaluated, for its card where `test` has not evaluated it.
 
     Raises:
-        FlowersError: the exported model does not agree with the checkpoint.
+        FlowersError: the exported model does not agree with the checkpoint, or there are no training photos
+            to calibrate int8 on.
     """
     from flowers_pl.export.load import Exported
+    from flowers_pl.export.quantize import NO_PHOTOS
     from flowers_pl.export.verify import check_export, generated_images
     from flowers_pl.export.write import export_onnx, export_torch
 
+    if quantize and not any((root / photo.path).is_file() for photo in placed if photo.side == TRAIN):
+        raise FlowersError(NO_PHOTOS)
     log.info("Writing %s and comparing it with %s …", file, ckpt)
     (export_onnx if file.suffix == ".onnx" else export_torch)(model, file)
     validating = [photo.path for photo in placed if photo.side == VAL]
@@ -94,7 +98,7 @@ def write_final(
     exported = Exported.open(file)
     agreement = check_export(exported, model, (photo for _, photo in _photos_there(root, checked)))
     if not agreement.photos:
-        log.warning("No validation photo is below '%s', so %s is checked on generated images.", root, file)
+        log.warning("No validation photo is below %r, so %s is checked on generated images.", str(root), file)
         agreement = check_export(exported, model, generated_images(), "generated image")
     agreement.verify()
     files = {file.name: f"{agreement}; checked on {processor()}"}
@@ -132,7 +136,7 @@ def _write_int8(file: Path, root: Path, placed: Sequence[Placed]) -> dict[str, s
         measured = f"{loss} on {plural(len(rows), 'validation image')}"
     measured = (
         f"{small.stat().st_size / 1e6:.2f} MB, {measured}; checked on {processor()}. Its weights are so small"
-        " that sums of two products fit in 16 bits, so processors without VNNI give the same answers"
+        " that products add up within 16 bits, so that it is as accurate on processors without VNNI"
     )
     log.info("%s: %s", small, measured)
     return {small.name: measured}
@@ -160,8 +164,8 @@ def write_card(
 
     checkpoint, listed = read_checkpoint(ckpt), folder / EXPORTS
     step = checkpoint["global_step"]
-    before = _read(listed, step=int, files=dict)
-    tested = _read(ckpt.parent / TEST_JSON, step=int, judged=str, photos=int)
+    before = _read_known(listed, step=int, files=dict)
+    tested = _read_known(ckpt.parent / TEST_JSON, judged=str, photos=int)
     if before.get("step", step) != step:
         for name in before["files"].keys() - files.keys():
             if (folder / name).exists():
@@ -178,27 +182,25 @@ def write_card(
         checkpoint[KEY] | {"average": checkpoint.get(AVERAGE, {}).get("decay", 0)},
         checkpoint["hyper_parameters"],
         placed,
-        len(rows_of(ckpt.parent / LEFT_OUT, ["path"])),
+        len(rows_of(ckpt.parent / LEFT_OUT)),
         tested or results,
         every,
     )
-    (folder / CARD).write_text(card, encoding="utf-8")
+    with replacing(folder / CARD) as unfinished:
+        unfinished.write_text(card, encoding="utf-8")
 
 
-def _read(file: Path, **wanted: type) -> dict[str, Any]:
-    """Return what a JSON file of the run holds; nothing, with a warning, if it lacks what is wanted of it."""
+def _read_known(file: Path, **entries: type) -> dict[str, Any]:
+    """Read a file that `write_card` or `test` wrote; return nothing where it is missing or damaged."""
     if not file.is_file():
         return {}
     try:
         content = read_json(file)
-        if isinstance(content, dict) and all(
-            isinstance(content.get(name), kind) for name, kind in wanted.items()
-        ):
+        if all(isinstance(content[name], kind) for name, kind in entries.items()):
             return content
-        why = f"it must have {', '.join(wanted)}"
-    except (OSError, ValueError) as error:
-        why = reason_of(error)
-    log.warning("%s is damaged, so the model card does without it (%s).", file, why)
+    except (OSError, ValueError, LookupError, TypeError):  # no JSON, or other JSON
+        pass
+    log.warning("%s is damaged, so the model card does not use it.", file)
     return {}
 
 

@@ -185,7 +185,10 @@ class RunCheckpoints(Checkpoint):
 
         Raises:
             FlowersError: the epoch now has other batches.
+            ValueError: the checkpoint has no state of the optimizer.
         """
+        if not checkpoint.get("optimizer_states"):
+            raise ValueError("optimizer_states is missing")
         middle = checkpoint.get(MIDDLE)
         if middle is None:
             return

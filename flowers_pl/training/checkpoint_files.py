@@ -57,6 +57,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     if fault := _fault(checkpoint, ENTRIES) or _fault(checkpoint[KEY], OWN_ENTRIES, f"{KEY}."):
         raise unusable(path, fault)
+    if checkpoint[KEY]["image_size"] < 1:
+        raise unusable(path, f"image_size is {checkpoint[KEY]['image_size']}")
     return checkpoint
 
 

@@ -46,7 +46,7 @@ class RequireFiniteLoss(L.Callback):
             loss = trainer.callback_metrics.get("val_loss")  # over all ranks
             if loss is not None and not loss.isfinite():
                 epoch, step = trainer.current_epoch + 1, trainer.global_step
-                raise _error(trainer, pl_module, "validation loss", epoch, step)
+                raise _error(trainer, pl_module, "The validation loss", epoch, step)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -56,12 +56,12 @@ class RequireFiniteLoss(L.Callback):
         trained = [weight for weight in pl_module.parameters() if weight.requires_grad]
         if not all(bool(weight.isfinite().all()) for weight in trained):
             epoch, step = trainer.current_epoch + 1, trainer.global_step
-            raise _error(trainer, pl_module, "norm of the weights", epoch, step)
+            raise _error(trainer, pl_module, "A trained weight", epoch, step)
 
     def _check(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         pending, self._pending = self._pending, None
         if pending is not None and not pending[2]:
-            raise _error(trainer, module, "training loss", *pending[:2])
+            raise _error(trainer, module, "The training loss", *pending[:2])
 
 
 def _error(trainer: L.Trainer, module: L.LightningModule, what: str, epoch: int, step: int) -> FlowersError:
@@ -72,7 +72,7 @@ def _error(trainer: L.Trainer, module: L.LightningModule, what: str, epoch: int,
     last = saved[0].path(trainer, LAST) if saved else None
     kept = f"the last good checkpoint is {last}" if last and last.is_file() else "no checkpoint was saved"
     return FlowersError(
-        f"The {what} is not finite in epoch {epoch} at step {step}, so the run has ended; try a lower"
+        f"{what} is not finite in epoch {epoch} at step {step}, so the run has ended; try a lower"
         f" --model.{option} (now {rate:g}), --trainer.gradient_clip_val 1 or --trainer.precision 32-true;"
         f" {kept}."
     )

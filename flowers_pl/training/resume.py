@@ -11,13 +11,35 @@ from typing import Any
 import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
+from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import expanded
 from flowers_pl.core.names import CONFIG, KEY, LAST, LEFT_OUT, SPLIT
 from flowers_pl.training.checkpoint_callback import MIDDLE
 from flowers_pl.training.checkpoint_files import read_checkpoint
 
 log = logging.getLogger(__name__)
+SECTIONS = ("model", "data", "unfreeze", "early_stopping", "average", "trainer")  # of every config.yaml
 COMMAND_ONLY = {"config", "ckpt_path", "run_name"}  # options that are not settings of a run
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Read the config.yaml of a run; a run without one has no settings.
+
+    Raises:
+        FlowersError: it cannot be read, or is damaged.
+    """
+    if not file.exists():
+        return {}
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError):
+        settings = None
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(name), dict) for name in SECTIONS):
+        raise FlowersError(
+            f"{str(file)!r} cannot be read or is damaged; restore it, or move it away and give the settings"
+            " on the command line."
+        )
+    return settings
 
 
 def log_changes(file: Path, settings: str) -> bool:
@@ -30,7 +52,7 @@ def log_changes(file: Path, settings: str) -> bool:
     if not file.is_file():
         log.warning("%s is missing: settings are the defaults and those of the command line.", file)
         return True
-    old, new = (dict(_flat(yaml.safe_load(text))) for text in (file.read_text(encoding="utf-8"), settings))
+    old, new = dict(_flat(read_settings(file))), dict(_flat(yaml.safe_load(settings)))
     names = sorted(name for name in old.keys() | new.keys() if name.partition(".")[0] not in COMMAND_ONLY)
     changed = [name for name in names if not _same(old.get(name), new.get(name))]
     for name in changed:

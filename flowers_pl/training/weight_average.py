@@ -52,7 +52,13 @@ class WeightAverage(L.Callback):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._resumed = checkpoint.get(AVERAGE)
+        """Keep what is needed to resume.
+
+        Raises:
+            KeyError, TypeError: the checkpoint was changed.
+        """
+        if resumed := checkpoint.get(AVERAGE):
+            self._resumed = {"steps": int(resumed["steps"]), "trained": dict(resumed["trained"])}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the trained weights back into the module, which has the average in a resumed run."""
