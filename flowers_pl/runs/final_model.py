@@ -182,7 +182,7 @@ def write_card(
         checkpoint[KEY] | {"average": checkpoint.get(AVERAGE, {}).get("decay", 0)},
         checkpoint["hyper_parameters"],
         placed,
-        len(rows_of(ckpt.parent / LEFT_OUT)),
+        len(rows_of(ckpt.parent / LEFT_OUT, ["path"])),
         tested or results,
         every,
     )
