@@ -184,7 +184,7 @@ def test_names_are_escaped_wherever_they_are_shown(
         assert '=1+1/<img src=x onerror="alert(1)">&amp;\'.png' in text
         assert "=1+1/new\\nline\\x1b[31m.png" in text
         assert "=1+1/\\u202egnp.exe.png" in text
-        assert "=1+1/\\udcff.png" in text
+        assert "=1+1/\\xff.png" in text
     assert {f"=1+1/{name}" for name in NASTY} <= read_exclusions(home / "list.csv").keys()
     assert "\n=" not in (home / "list.csv").read_text(errors="surrogateescape")
 

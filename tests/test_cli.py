@@ -107,7 +107,7 @@ def test_tensorboard_shows_the_run(inside: Path) -> None:
     assert "_hparams_/session_start_info" in events.summary_metadata
     images = set(events.Tags()["images"])
     assert images == {"val/confusion_matrix", "best/confusion_matrix", "best/misclassified"}
-    assert len(events.Images("val/confusion_matrix")) == 1  # after the first epoch and every fifth
+    assert len(events.Images("val/confusion_matrix")) == 1  # after the first epoch, and then every fifth
     plots = EventAccumulator(str(inside / "checkpoints" / "first" / "plots")).Reload()
     assert "training_curves" in plots.Tags()["images"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from itertools import chain, takewhile
 from pathlib import Path
@@ -52,8 +53,9 @@ def quantize_int8(onnx_file: Path, out_file: Path, photos: Iterable[Tensor]) -> 
     if (first := next(photos, None)) is None:
         raise FlowersError(NO_PHOTOS)
     with quiet(), written_whole(out_file) as unfinished, TemporaryDirectory() as scratch:
-        folded = Path(scratch, "folded.onnx")
-        quant_pre_process(onnx_file, folded, skip_symbolic_shape=True)  # folds remaining batch norms
+        original, folded = Path(scratch, "original.onnx"), Path(scratch, "folded.onnx")
+        shutil.copyfile(onnx_file, original)  # onnxruntime refuses paths that are not UTF-8
+        quant_pre_process(original, folded, skip_symbolic_shape=True)  # folds remaining batch norms
         resize = takewhile(lambda node: node.op_type != "Conv", onnx.load(folded).graph.node)
         feeds = ({INPUT: photo[None].numpy()} for photo in chain([first], photos))
         quantize_static(

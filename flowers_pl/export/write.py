@@ -79,11 +79,8 @@ def export_torch(model: FlowerClassifier, file: Path) -> None:
         program = torch.export.export(Deployable(model), (EXAMPLE,), dynamic_shapes=(FREE,))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
-    with (
-        quiet(),
-        written_whole(file) as unfinished,
-        unfinished.open("wb") as stream,
-    ):  # its path may not be UTF-8
+    # By a stream, for the path may not be UTF-8.
+    with quiet(), written_whole(file) as unfinished, unfinished.open("wb") as stream:
         torch.export.save(program, stream, extra_files={METADATA: json.dumps(metadata(model))})
 
 
