@@ -24,7 +24,7 @@ from flowers_pl.core import files, system
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import replace_by_copy, replacing
 from flowers_pl.data.cache import decode_photos
-from flowers_pl.data.cache_folder import clear_cache, temporary_cache_dir
+from flowers_pl.data.cache_folder import clear_cache, default_cache_dir, temporary_cache_dir
 from flowers_pl.data.folder import list_photos
 from flowers_pl.network import weights
 
@@ -68,6 +68,13 @@ def test_a_user_without_a_home(
     assert said.startswith("The default cache folder cannot be used ([Errno 2] there is no home folder)")
     assert main(["cache"]) == 0
     assert f"{temporary_cache_dir()} holds 1 set of decoded photos" in capsys.readouterr().out
+
+
+def test_a_relative_cache_home_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each working folder gets decoded photos of its own."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert default_cache_dir() == tmp_path / ".cache" / "flowers_pl"
 
 
 def test_a_home_that_cannot_be_written_to(
