@@ -29,7 +29,7 @@ class Unreadable(NamedTuple):
 
     Args:
         reason: for the user.
-        may_pass: see `formats.UnreadablePhoto`.
+        may_pass: whether the same bytes may be read another time, see `UnreadablePhoto`.
     """
 
     reason: str
@@ -80,8 +80,8 @@ def decode_rows(
         if not any(process.exitcode for process in processes):
             raise
         raise FlowersError(
-            "A process that decoded photos was killed, perhaps because memory ran out; give a smaller"
-            " --data.workers, or 0 to decode in the main process."
+            "A process that decoded photos was killed, perhaps because memory ran out; give a smaller number"
+            " of --data.workers, or 0 to decode in the main process."
         ) from error
 
 
@@ -106,13 +106,13 @@ class _Decoder(Dataset[Decoded]):
         self, root: Path, photos: Sequence[Photo], rows: Sequence[int], size: int, pixels: Path | None
     ) -> None:
         self.root, self.photos, self.rows, self.size, self.pixels = root, photos, rows, size, pixels
-        self.limits = get_limits()
+        self.limits = get_limits()  # a worker that is not forked does not have them
 
     def __len__(self) -> int:
         return -(-len(self.rows) // CHUNK)
 
     def __getitem__(self, chunk: int) -> Decoded:
-        set_limits(self.limits)  # a worker that is not a fork has the defaults
+        set_limits(self.limits)
         pixels = None if self.pixels is None else np.load(self.pixels, mmap_mode="r+")
         decoded: Decoded = []
         for row in self.rows[chunk * CHUNK : (chunk + 1) * CHUNK]:

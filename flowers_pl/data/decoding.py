@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from flowers_pl.data.formats import UnreadablePhoto, check_scans, is_reduced, open_picture
+from flowers_pl.data.formats import UnreadablePhoto, check_scans, open_picture, reduce_large
 from flowers_pl.data.sources import PhotoSource, picture_of, read_bytes
 
 __all__ = [
@@ -150,7 +150,8 @@ def _decode(picture: Image.Image, data: bytes = b"") -> torch.Tensor:
         jpeg = data and picture.format in ("JPEG", "MPO")
         if jpeg:
             check_scans(data)
-        if jpeg and picture.mode in ("RGB", "L") and not is_reduced(picture):
+        reduced = jpeg and reduce_large(picture)
+        if jpeg and picture.mode in ("RGB", "L") and not reduced:
             photo = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
         else:
             if picture.format == "PNG" and data and b"IEND" not in data:
@@ -205,7 +206,7 @@ def _turn_upright(photo: torch.Tensor, orientation: Any) -> torch.Tensor:
 
 def _damage(error: Exception, kind: str) -> UnreadablePhoto:
     """Make the error about what a decoder raised, in one short line."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's RuntimeError
         return UnreadablePhoto(f"not enough memory to decode this {kind}", may_pass=True)
     lines = str(error).splitlines() or [type(error).__name__]
     detail = re.sub(r"^decode_jpeg, .*?:\d+, ", "", lines[0])[:120]  # torchvision begins with its source file

@@ -108,7 +108,8 @@ def open_picture(stream: BinaryIO) -> Image.Image:
         raise _unknown(start, heif) from error
     except Image.DecompressionBombError as error:
         raise _too_large("far more pixels") from error
-    return _within_limit(picture, stream)
+    _check_size(picture, stream)
+    return picture
 
 
 def _too_large(number: str) -> UnreadablePhoto:
@@ -122,25 +123,29 @@ def _count(pixels: int) -> str:
     return f"{pixels // 10**6} million" if pixels >= 10**6 else f"{pixels:,}"
 
 
-def _within_limit(picture: Image.Image, stream: BinaryIO) -> Image.Image:
-    """Return a picture that has not too many pixels, a JPEG at a reduced scale if need be."""
-    limit, (width, height) = _limits.max_pixels, picture.size
-    if width * height <= limit:
-        return picture
-    if isinstance(picture, JpegImageFile):
+def _check_size(picture: Image.Image, stream: BinaryIO) -> None:
+    """Refuse a picture with too many pixels, but for a JPEG that can be read at a reduced scale."""
+    limit, pixels = _limits.max_pixels, picture.width * picture.height
+    most = limit
+    if pixels > limit and isinstance(picture, JpegImageFile) and _scale(*picture.size):
         stream.seek(0)
-        jpeg = stream.read()
-        if width * height <= limit * (_BUFFERED if _is_buffered(jpeg, picture.layers) else _STREAMED):
-            scale = next((s for s in (2, 4) if -(-width // s) * -(-height // s) <= limit), 8)
-            picture.draft("", (max(1, width // scale), max(1, height // scale)))
-            if picture.width * picture.height <= limit:
-                return picture
-    raise _too_large(f"{_count(width * height)} pixels, more")
+        most = limit * (_BUFFERED if _is_buffered(stream.read(), picture.layers) else _STREAMED)
+    if pixels > most:
+        raise _too_large(f"{_count(pixels)} pixels, more")
 
 
-def is_reduced(picture: Image.Image) -> bool:
-    """Return whether a JPEG will be decoded at a reduced scale."""
-    return isinstance(picture, JpegImageFile) and picture.decoderconfig[:1] > (1,)
+def _scale(width: int, height: int) -> int:
+    """Return what a size must be divided by to be within the limit, 1 to 8 as libjpeg can; 0 if by more."""
+    scales = (s for s in (1, 2, 4, 8) if -(-width // s) * -(-height // s) <= _limits.max_pixels)
+    return next(scales, 0)
+
+
+def reduce_large(picture: Image.Image) -> bool:
+    """Choose a reduced scale for a JPEG with too many pixels, before it is decoded; return whether it has."""
+    scale = _scale(*picture.size)
+    if scale > 1:
+        picture.draft("", (max(1, picture.width // scale), max(1, picture.height // scale)))
+    return scale > 1
 
 
 def _segments(jpeg: bytes) -> Iterator[tuple[int, int]]:

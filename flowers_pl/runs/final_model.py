@@ -109,8 +109,9 @@ def write_final(
 
 
 def _photos_there(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield paths and photos that are still below `root`."""
-    return readable_photos(root, (path for path in paths if (root / path).is_file()))
+    """Yield paths and photos; name those that are missing, but for a folder that holds none of them."""
+    listed = list(paths)
+    return readable_photos(root, listed if any((root / path).is_file() for path in listed) else ())
 
 
 def _write_int8(file: Path, root: Path, placed: Sequence[Placed]) -> dict[str, str]:
@@ -164,8 +165,8 @@ def write_card(
 
     checkpoint, listed = read_checkpoint(ckpt), folder / EXPORTS
     step = checkpoint["global_step"]
-    before = _read_known(listed, {"step", "files"})
-    tested = _read_known(ckpt.parent / TEST_JSON, {"judged", "photos"})
+    before = _read_known(listed, step=int, files=dict)
+    tested = _read_known(ckpt.parent / TEST_JSON, judged=str, photos=int)
     if before.get("step", step) != step:
         for name in before["files"].keys() - files.keys():
             if (folder / name).exists():
@@ -182,7 +183,7 @@ def write_card(
         checkpoint[KEY] | {"average": checkpoint.get(AVERAGE, {}).get("decay", 0)},
         checkpoint["hyper_parameters"],
         placed,
-        len(rows_of(ckpt.parent / LEFT_OUT)),
+        len(rows_of(ckpt.parent / LEFT_OUT, ["path"])),
         tested or results,
         every,
     )
@@ -190,15 +191,15 @@ def write_card(
         unfinished.write_text(card, encoding="utf-8")
 
 
-def _read_known(file: Path, keys: set[str]) -> dict[str, Any]:
+def _read_known(file: Path, **entries: type) -> dict[str, Any]:
     """Read a file that `write_card` or `test` wrote; return nothing where it is missing or damaged."""
     if not file.is_file():
         return {}
     try:
         content = read_json(file)
-        if keys <= content.keys():
+        if all(isinstance(content[name], kind) for name, kind in entries.items()):
             return content
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError):  # no JSON, or other JSON
         pass
     log.warning("%s is damaged, so the model card does not use it.", file)
     return {}
