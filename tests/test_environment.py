@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import _multiprocessing
 import errno
 import json
 import logging
 import math
+import multiprocessing.synchronize
 import os
 import pwd
 import stat
@@ -21,9 +21,10 @@ import torch
 
 from flowers_pl import main
 from flowers_pl.core import files, system
+from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import replace_by_copy, replacing
 from flowers_pl.data.cache import decode_photos
-from flowers_pl.data.cache_folder import clear_cache, temporary_cache_dir
+from flowers_pl.data.cache_folder import clear_cache, default_cache_dir, temporary_cache_dir
 from flowers_pl.data.folder import list_photos
 from flowers_pl.network import weights
 
@@ -69,6 +70,13 @@ def test_a_user_without_a_home(
     assert f"{temporary_cache_dir()} holds 1 set of decoded photos" in capsys.readouterr().out
 
 
+def test_a_relative_cache_home_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each working folder gets decoded photos of its own."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert default_cache_dir() == tmp_path / ".cache" / "flowers_pl"
+
+
 def test_a_home_that_cannot_be_written_to(
     drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -90,7 +98,8 @@ def test_a_cache_folder_that_was_given_is_not_replaced(
 
 def test_another_user_has_made_the_temporary_cache_folder_first(tmp_path: Path) -> None:
     assert stat.S_IMODE(temporary_cache_dir().stat().st_mode) == 0o700
-    assert temporary_cache_dir() == (expected := temporary_cache_dir())
+    expected = temporary_cache_dir()
+    assert temporary_cache_dir() == expected
     expected.rmdir()
     (tmp_path / "trap").mkdir()
     expected.symlink_to(tmp_path / "trap")
@@ -107,7 +116,7 @@ def test_weights_are_downloaded_without_a_home(tmp_path: Path, monkeypatch: pyte
         raise OSError("no network here")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    with pytest.raises(weights.FlowersError, match="could not be downloaded"):
+    with pytest.raises(FlowersError, match="could not be downloaded"):
         weights._download("IMAGENET1K_V1")
     assert seen[0].is_relative_to(tempfile.gettempdir())
     assert not (tmp_path / "~").exists()
@@ -134,10 +143,10 @@ def test_no_file_gets_the_place_of_a_closed_stream(tmp_path: Path) -> None:
 def test_no_semaphores_because_dev_shm_is_missing(
     drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def missing(*_: object) -> None:
+    def missing(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(_multiprocessing, "SemLock", missing)
+    monkeypatch.setattr(multiprocessing.synchronize.Lock, "__init__", missing)
     decoded = decode_photos(drawings, list_photos(drawings), 32, tmp_path / "cache", workers=2)
     assert len(decoded.photos) == 50
     assert caplog.text.count("No worker processes can be started") == 1

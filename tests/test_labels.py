@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 from flowers_pl.audit.labels import (
     Suspect,
@@ -14,6 +17,13 @@ from flowers_pl.audit.labels import (
     find_suspects,
     predict_out_of_fold,
 )
+from flowers_pl.data.cache import decode_photos
+from flowers_pl.data.duplicates import duplicate_groups
+from flowers_pl.data.folder import list_photos
+from flowers_pl.network.fast_frozen import FrozenPart
+from flowers_pl.network.features import pooled_features
+from flowers_pl.network.mobilenet import FlowerNet
+from flowers_pl.network.weights import load_weights
 
 # Six photos, three of each of two classes. Class 0's threshold is (0.9 + 0.8 + 0.1) / 3 = 0.6, class 1's is
 # (0.7 + 0.9 + 0.35) / 3 = 0.65.
@@ -129,3 +139,29 @@ def test_a_duplicate_does_not_vouch_for_a_wrong_label() -> None:
     }
     assert probabilities["t"][copies, 1].max() < probabilities["a"][copies, 1].min()
     assert set(copies.tolist()) <= {suspect.row for suspect in find_suspects(probabilities["t"], given)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_of_173_wrong_labels_among_real_photos_127_are_suspects_and_of_the_first_100_suspects_85_are_wrong(
+    real_photos: Path, real_weights: Path
+) -> None:
+    decoded = decode_photos(real_photos, list_photos(real_photos), 160)
+    network = FlowerNet(2).eval()
+    load_weights(network.backbone, str(real_weights))
+    features = pooled_features(
+        FrozenPart(network, torch.float32, 160, whole=True),
+        lambda rows: torch.from_numpy(decoded.pixels[rows]).permute(0, 3, 1, 2),
+        decoded.rows,
+    ).numpy()
+    truth = np.unique([photo.label for photo in decoded.photos], return_inverse=True)[1]
+    groups = duplicate_groups(decoded.digests, decoded.phashes, decoded.thumbs)
+    for seed in range(2):
+        generator = np.random.default_rng(seed)
+        planted = generator.choice(len(truth), 173, replace=False)
+        given = truth.copy()
+        given[planted] = (given[planted] + generator.integers(1, 5, 173)) % 5
+        probabilities = predict_out_of_fold(features, given, groups, 5)
+        suspects = [suspect.row for suspect in find_suspects(probabilities, given)]
+        assert len(set(suspects) & set(planted.tolist())) >= 127
+        assert len(set(suspects[:100]) & set(planted.tolist())) >= 85

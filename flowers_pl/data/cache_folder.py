@@ -55,10 +55,12 @@ def default_cache_dir() -> Path:
     Raises:
         FileNotFoundError: there is no home.
     """
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowers_pl"
-    except RuntimeError as error:  # neither HOME nor an entry in the list of users
-        raise FileNotFoundError(errno.ENOENT, "there is no home folder") from error
+    folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not folder.is_absolute():  # the XDG Base Directory Specification has others ignored
+        folder = Path(os.path.expanduser("~/.cache"))
+    if not folder.is_absolute():  # neither HOME nor an entry in the list of users
+        raise FileNotFoundError(errno.ENOENT, "there is no home folder")
+    return folder / "flowers_pl"
 
 
 def temporary_cache_dir() -> Path:
