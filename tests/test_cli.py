@@ -511,8 +511,11 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
         (["explain", "--images", "small.yaml"], "--images: nothing in 'small.yaml' can be read as a photo"),
         ([*FIT, "--data.split", "nowhere.csv"], "'nowhere.csv' cannot be read (No such file or directory)"),
         ([*FIT, "--data.exclude", "nowhere.csv"], "nowhere.csv' cannot be read (No such file or directory)"),
-        ([*FIT, "--model.weights", "torn.pth"], "'torn.pth' was not written by torch.save"),
-        ([*FIT, "--model.weights", "checkpoints/first/best.ckpt"], "is a checkpoint of a training"),
+        (
+            [*FIT, "--model.weights", "torn.pth"],
+            "'torn.pth' cannot be used: it was not written by torch.save",
+        ),
+        ([*FIT, "--model.weights", "checkpoints/first/best.ckpt"], "is a training checkpoint"),
         ([*FIT, "--trainer.max_epochs", "0"], "--trainer.max_epochs must be at least 1"),
         ([*FIT, "--trainer.check_val_every_n_epoch", "2"], "--trainer.check_val_every_n_epoch"),
         (

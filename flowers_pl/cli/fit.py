@@ -74,7 +74,6 @@ class Run:
         model: what is trained.
         data: the photos.
         trainer: runs the loops.
-        args: the command line, to name the option that the Trainer refuses.
     """
 
     folder: Path
@@ -85,7 +84,6 @@ class Run:
     model: FlowerClassifier
     data: FlowersDataModule
     trainer: L.Trainer
-    args: list[str]
 
 
 def run(args: list[str], signals: StopSignals) -> None:
@@ -97,18 +95,19 @@ def run(args: list[str], signals: StopSignals) -> None:
     """
     made = _make(args, signals)
     try:
-        _run(made)
+        _run(made, args)
     finally:
         if made.owned is not None:
             made.owned.release()
 
 
-def _run(made: Run) -> None:
+def _run(made: Run, args: list[str]) -> None:
     if made.checkpoint and not made.changed and finished(made.checkpoint) and _is_concluded(made):
         log.info("This run is finished; its results are in %s.", made.folder)
         return
     try:
-        _train(made)
+        with naming_option(args):
+            _train(made)
     except Stopped as stop:
         stop.advice = how_to_resume(made.folder)
         raise
@@ -184,7 +183,7 @@ def _make(args: list[str], signals: StopSignals) -> Run:
         if owned is not None:
             owned.release()
         raise
-    return Run(folder, owned, checkpoint, changed, settings, made.model, made.data, trainer, args)
+    return Run(folder, owned, checkpoint, changed, settings, made.model, made.data, trainer)
 
 
 def _trainer(
@@ -247,11 +246,9 @@ def _train(made: Run) -> None:
             "%s: %s of this run came after it and will be retrained; %s resumes from the last one.",
             checkpoint, plural(later, "epoch"), made.folder / LAST,
         )  # fmt: skip
-    path = None if checkpoint is None else str(checkpoint)
     best = next((one for one in trainer.checkpoint_callbacks if isinstance(one, RunCheckpoints)), None)
     try:
-        with naming_option(made.args):
-            trainer.fit(made.model, datamodule=made.data, ckpt_path=path, weights_only=True)
+        trainer.fit(made.model, datamodule=made.data, ckpt_path=checkpoint, weights_only=True)
     except (FlowersError, OSError):
         raise
     except Exception as error:  # Lightning and torch raise many kinds for a checkpoint that was changed

@@ -274,16 +274,13 @@ class FlowersDataModule(L.LightningDataModule):
         return PrefetchLoader(sampler, dataset, self._preparation.ahead, plan)
 
     def _position(self) -> tuple[int, int]:
-        """Return the epoch and the batch to start with, which is not 0 after a resume inside an epoch.
-
-        With `Trainer(overfit_batches=...)` each epoch is the first one, to show the same photos again.
-        """
+        """Return the epoch and the batch to start with, which is not 0 after a resume inside an epoch."""
         if self.trainer is None or not self._preparation.fitting():
             return 0, 0
         loop: Any = self.trainer.fit_loop  # its annotations are too narrow
         done = loop.epoch_loop.batch_progress.current.processed
-        epoch = loop.epoch_progress.current.processed
-        epoch = 0 if self.trainer.overfit_batches else epoch  # type: ignore[attr-defined]
+        same: Any = getattr(self.trainer, "overfit_batches", 0)  # each epoch is to show the same photos
+        epoch = 0 if same else loop.epoch_progress.current.processed
         return epoch, done if done < -(-len(self.train_photos) // self.batch_size) else 0
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
