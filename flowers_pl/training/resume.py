@@ -11,11 +11,8 @@ from typing import Any
 import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-<<<<<<< HEAD
 from flowers_pl.core.errors import FlowersError
-=======
 from flowers_pl.core.files import expanded
->>>>>>> main
 from flowers_pl.core.names import CONFIG, KEY, LAST, LEFT_OUT, SPLIT
 from flowers_pl.training.checkpoint_callback import MIDDLE
 from flowers_pl.training.checkpoint_files import read_checkpoint
@@ -55,11 +52,7 @@ def log_changes(file: Path, settings: str) -> bool:
     if not file.is_file():
         log.warning("%s is missing: settings are the defaults and those of the command line.", file)
         return True
-<<<<<<< HEAD
     old, new = dict(_flat(read_settings(file))), dict(_flat(yaml.safe_load(settings)))
-=======
-    old, new = (dict(_flat(yaml.safe_load(text))) for text in (file.read_text(encoding="utf-8"), settings))
->>>>>>> main
     names = sorted(name for name in old.keys() | new.keys() if name.partition(".")[0] not in COMMAND_ONLY)
     changed = [name for name in names if not _same(old.get(name), new.get(name))]
     for name in changed:
