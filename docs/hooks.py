@@ -15,7 +15,7 @@ import flowers_pl
 
 ROOT = Path(__file__).parents[1]
 INCLUDED = re.compile(r"^<!-- include (\S+) -->$", re.MULTILINE)
-OPTIONS = re.compile(r"^<!-- options (\w+) -->$", re.MULTILINE)
+COMMANDS = "<!-- subcommands -->"
 NAMES = "<!-- public names -->"
 PAGES = {
     "DESIGN.md": "design.md",
@@ -39,13 +39,15 @@ TITLES = {
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """Fill in what a page only names; MkDocs calls this for each page."""
     markdown = INCLUDED.sub(lambda found: included(found[1]), markdown)
-    markdown = OPTIONS.sub(lambda found: options(found[1]), markdown)
-    return markdown.replace(NAMES, public_names()) if NAMES in markdown else markdown
+    for marker, make in ((COMMANDS, commands), (NAMES, public_names)):
+        if marker in markdown:
+            markdown = markdown.replace(marker, make())
+    return markdown
 
 
 def on_page_content(content: str, **kwargs: Any) -> str:
     """Mark the names of options, which browsers would break after their hyphens."""
-    return re.sub(r"<code>((?:-\w, )?--[\w.]{1,36})</code>", r'<code class="option">\1</code>', content)
+    return re.sub(r"<code>((?:-\w, )?--[^<]{1,40})</code>", r'<code class="option">\1</code>', content)
 
 
 def included(name: str) -> str:
@@ -66,31 +68,43 @@ def included(name: str) -> str:
     return re.sub(r"\[([^\]]+)\]\(([^)]+)\)", link, (ROOT / name).read_text(encoding="utf-8"))
 
 
-def options(command: str) -> str:
-    """Return a subcommand's `--help` as a table for each group of options."""
+def commands() -> str:
+    """Return a section for each subcommand that `--help` lists."""
+    listed = re.search(r"\{(.*?)\}", help_lines("--help")[0])
+    assert listed is not None, "--help lists no subcommands"
+    return "\n\n".join(f"## {command}\n\n{options(command)}" for command in listed[1].split(","))
+
+
+def help_lines(*args: str) -> list[str]:
+    """Return what a command line prints, one line for each option."""
     printed = io.StringIO()
     with (
-        mock.patch.dict(os.environ, {"COLUMNS": "100000"}),  # one line for each option
+        mock.patch.dict(os.environ, {"COLUMNS": "100000"}),
         contextlib.redirect_stdout(printed),
         contextlib.suppress(SystemExit),
     ):
-        flowers_pl.main([command, "--help"])
-    groups: list[tuple[str, list[str]]] = [
-        ("", [])
-    ]  # title and table rows; what stands before them is the summary
-    summary = ""
-    for line in printed.getvalue().splitlines()[1:]:
+        flowers_pl.main(list(args))
+    return printed.getvalue().splitlines()
+
+
+def options(command: str) -> str:
+    """Return a subcommand's `--help` as a table for each group of options."""
+    lines = help_lines(command, "--help")
+    groups: list[tuple[str, list[str]]] = [("", [])]  # titles and rows
+    summary = pending = ""
+    for line in lines[1:]:
         option = re.match(r"  (-\S.*?)(?:\s{2,}(.*)|$)", line)
         rows = groups[-1][1]
         if option is not None:
-            rows.append(row(option[1], option[2] or ""))
+            pending = option[1]
+            rows.append(row(pending, option[2] or ""))
         elif re.match(r"\S.*:$", line):
             groups.append(("" if line == "options:" else f"#### {line[:1].upper()}{line[1:-1]}", []))
         elif line.strip() and rows:  # a long option's help stands below it
-            rows[-1] = row(rows[-1].split("`")[1], line.strip())
+            rows[-1] = row(pending, line.strip())
         elif line.strip() and len(groups) == 1:
             summary += line
-    head = "| option | what it does | default |\n|---|---|---|"
+    head = "| option | default | what it does |\n|---|---|---|"
     tables = ["\n".join([title, "", head, *rows]) for title, rows in groups if rows]
     assert tables, f"{command} --help lists no option"
     return "\n\n".join([summary, *tables])
@@ -105,16 +119,19 @@ def row(option: str, text: str) -> str:
         what += f" One of {choices[1].replace(',', ', ')}."
     default = re.search(r"default: (.*?)(?:, known subclasses: .*)?\)$", text)
     cells = (
-        f"`{', '.join(names)}`",
-        escaped(what[:1].upper() + what[1:]),
+        ", ".join(f"`{name}`" for name in names),
         f"`{default[1]}`" if default else "",
+        escaped(what[:1].upper() + what[1:]),
     )
     return f"| {' | '.join(cells)} |"
 
 
 def escaped(text: str) -> str:
-    """Return text for a cell: what Markdown or HTML would take for markup stays as it is written."""
-    return re.sub(r"([*_`\[\]|])", r"\\\1", html.escape(text, quote=False))
+    """Return text for a cell: quoted names become code, and the rest stays as it is written."""
+    parts = re.split(r"`+(.+?)`+", text)
+    parts[::2] = [re.sub(r"([*_\[\]|])", r"\\\1", html.escape(part, quote=False)) for part in parts[::2]]
+    parts[1::2] = [f"`{part}`" for part in parts[1::2]]
+    return "".join(parts)
 
 
 def public_names() -> str:

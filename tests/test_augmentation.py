@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -193,3 +197,34 @@ def test_an_empty_batch_stays_empty() -> None:
 def test_impossible_ranges_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(FlowersError, match=f"--data.augmentation.{next(iter(wrong))}"):
         Augmentation(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "raise ImportError('libGL.so.1: cannot open shared object file')",
+        "raise OSError('libstdc++.so.6: version not found')",
+        "raise AttributeError('_ARRAY_API not found')",
+        "",  # what is left of two packages of which one was removed
+    ],
+)
+def test_without_opencv_torch_augments_and_says_so_once(tmp_path: Path, module: str) -> None:
+    (tmp_path / "cv2.py").write_text(module)
+    code = """
+import torch
+from flowers_pl import Augmentation, augment, epoch_draws
+from flowers_pl.data.augmentation import augment_torch
+photos, draws = torch.rand(4, 3, 32, 32) * 255, torch.from_numpy(epoch_draws(0, 0, 4).draws)
+for _ in range(3):
+    assert torch.equal(augment(photos, draws, Augmentation()), augment_torch(photos, draws, Augmentation()))
+"""
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("so augmentation is four times slower") == len(done.stderr.splitlines()) == 1

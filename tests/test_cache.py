@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.data import decode_workers
+from flowers_pl.data import cache, decode_workers
+from flowers_pl.data.batches import CachedPhotos
 from flowers_pl.data.cache import DecodedPhotos, FilePixels, decode_photos
+from flowers_pl.data.cache_folder import cached_sets, clear_cache, entry_lock
 from flowers_pl.data.decoding import load_photo
 from flowers_pl.data.drawings import draw_flower
+from flowers_pl.data.duplicates import fingerprint
 from flowers_pl.data.folder import list_photos
 
 
@@ -31,7 +41,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def decode(root: Path, **options: object) -> DecodedPhotos:
-    return decode_photos(root, list_photos(root), 32, root.parent / "cache", **{"workers": 0, **options})  # type: ignore[arg-type]
+    given: dict[str, Any] = {"cache_dir": root.parent / "cache", "workers": 0, **options}
+    return decode_photos(root, list_photos(root), 32, **given)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -138,3 +149,187 @@ def test_without_a_cache_the_files_are_read_each_time(root: Path) -> None:
     (root / unkept.photos[0].path).unlink()
     with pytest.raises(FlowersError, match="changed during the run"):
         unkept.pixels[unkept.rows[:1]]
+
+
+# ---------------------------------------------------------------- room, passing faults, other processes
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_room_is_one_sentence(root: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    def full(file: int, start: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(FlowersError, match=r"^--data.cache_dir: .*\(No space left on device\); make room"):
+        decode(root, workers=workers)
+    assert [path for path in (root.parent / "cache").iterdir() if path.suffix != ".lock"] == []
+
+
+def test_a_file_system_that_cannot_reserve_is_used(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(file: int, start: int, length: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    assert len(decode(root).photos) == 4
+
+
+def test_the_room_is_there_before_it_is_mapped(root: Path) -> None:
+    decode(root)
+    (pixels,) = (root.parent / "cache").glob("*/pixels.npy")
+    assert pixels.stat().st_blocks * 512 >= 6 * 32 * 32 * 3  # rows of files that cannot be read, too
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES, errno.ESTALE])
+def test_a_fault_that_passes_is_forgotten(root: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    real = Path.open
+
+    def fail(self: Path, *args: Any, **options: Any) -> Any:
+        if self == root.resolve() / "rose/1.png":
+            raise OSError(number, os.strerror(number))
+        return real(self, *args, **options)
+
+    expected = decode(root, cache_dir=root.parent / "other")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", fail)
+        first = decode(root)
+        still = decode(root)
+    assert "rose/1.png" in {entry.path for entry in first.left_out} & {entry.path for entry in still.left_out}
+    assert "rose/1.png" in {entry.path for entry in decode(root, retry=False).left_out}
+    monkeypatch.setattr(decode_workers, "fingerprint", only_once(fingerprint))
+    again = decode(root)
+    assert again.photos == expected.photos
+    assert again.left_out == expected.left_out
+    assert again.digests == expected.digests
+    assert np.array_equal(again.thumbs, expected.thumbs)
+    assert np.array_equal(again.pixels[again.rows], expected.pixels[expected.rows])
+
+
+def only_once(function: Any) -> Any:
+    """Allow one call: what could be read before is not decoded again."""
+    calls = iter([function])
+    return lambda photo: next(calls)(photo)
+
+
+def test_facts_about_the_bytes_are_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = decode(root)
+    monkeypatch.setattr(decode_workers, "read_photo", lambda path: pytest.fail("read again"))
+    assert decode(root).left_out == first.left_out
+
+
+def test_a_killed_worker_is_one_sentence(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main_process = os.getpid()
+
+    def killed(path: Path) -> None:
+        assert os.getpid() != main_process
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(decode_workers, "read_photo", killed)
+    with pytest.raises(FlowersError, match=r"was killed, perhaps because memory ran out; .*--data.workers"):
+        decode(root, workers=2)
+
+
+def test_without_shared_memory_one_process_decodes(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = decode_workers._start
+
+    def no_semaphores(decoder: Any, workers: int) -> Any:
+        if workers:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+        return start(decoder, workers)
+
+    monkeypatch.setattr(decode_workers, "_start", no_semaphores)
+    assert len(decode(root, workers=2).photos) == 4
+    assert "No worker processes can be started" in caplog.text
+
+
+BUILD = """
+import os, sys, time
+from pathlib import Path
+from flowers_pl.data import cache, decode_workers
+from flowers_pl.data.cache import decode_photos
+from flowers_pl.data.folder import list_photos
+root, cache, wait = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+if wait == "build":
+    decode_workers.read_photo = lambda path: (print("ready", flush=True), time.sleep(60))
+found = decode_photos(root, list_photos(root), 32, cache, workers=0)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@contextmanager
+def another_process(root: Path, wait: str) -> Iterator[subprocess.Popen[str]]:
+    """Build or use the cache in another process; kill -9 at the end."""
+    command = [sys.executable, "-c", BUILD, str(root), str(root.parent / "cache"), wait]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_leftovers_of_a_killed_process_are_swept(root: Path) -> None:
+    with another_process(root, "build"):
+        (building,) = cached_sets(root.parent / "cache")
+        assert building.in_use
+        assert clear_cache(root.parent / "cache") == []
+    (leftover,) = cached_sets(root.parent / "cache")
+    assert leftover.path.name.startswith(".set-")
+    assert not leftover.in_use
+    (root.parent / "cache" / ".mine-abcdefgh").mkdir()  # nothing of ours
+    decode(root)
+    names = {path.name for path in (root.parent / "cache").iterdir() if path.suffix != ".lock"}
+    assert names == {leftover.path.name[1:-9], ".mine-abcdefgh"}
+
+
+def test_the_cache_is_listed_and_cleared_but_for_what_is_in_use(root: Path) -> None:
+    folder = root.parent / "cache"
+    assert cached_sets(folder) == clear_cache(folder) == []
+    (folder / "my photos").mkdir(parents=True)
+    with another_process(root, "use"):
+        decode(root, keep=False)
+        used, unused = cached_sets(folder)
+        assert (used.in_use, unused.in_use) == (True, False)
+        assert used.num_bytes > unused.num_bytes > 0
+        assert 0 <= used.age < 600
+        assert [cached.path for cached in clear_cache(folder)] == [unused.path]
+        assert [cached.path for cached in cached_sets(folder)] == [used.path]
+    assert [cached.path for cached in clear_cache(folder)] == [used.path]
+    assert [path.name for path in folder.iterdir()] == ["my photos"]
+
+
+def test_what_this_process_uses_is_in_use_until_it_lets_go(root: Path) -> None:
+    found = decode(root)
+    photos = CachedPhotos(found, found.rows, np.zeros(4, np.int64))
+    del found
+    assert clear_cache(root.parent / "cache") == []
+    assert len(photos.read(np.arange(4))) == 4
+    del photos
+    assert len(clear_cache(root.parent / "cache")) == 1
+
+
+def test_a_second_user_shares_the_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.umask(0o002)
+    try:
+        first = decode(root)
+    finally:
+        os.umask(before)
+    (entry,) = (path for path in (root.parent / "cache").iterdir() if path.is_dir())
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (entry, *entry.iterdir())}
+    assert modes == {entry.name: 0o775, **dict.fromkeys(("pixels.npy", "table.json", "thumbs.npy"), 0o664)}
+    assert Path(f"{entry}.lock").stat().st_mode & 0o777 == 0o666
+
+    def refuse(folder: Path) -> Any:
+        if folder == entry:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return entry_lock(folder)
+
+    monkeypatch.setattr(cache, "entry_lock", refuse)
+    assert decode(root).digests == first.digests
+    add(root)
+    assert len(decode(root).photos) == 5  # in a cache of this user's own
+    assert len(cached_sets(root.parent / "cache")) == 2

@@ -283,7 +283,7 @@ def test_what_is_not_a_file(tmp_path: Path) -> None:
     assert reason(tmp_path / "absent.jpg") == "does not exist"
     assert reason(tmp_path / "dangling.jpg") == "is a link to nothing"
     assert reason(tmp_path / "circle.jpg") == "is part of a loop of links"
-    assert reason(tmp_path / "huge.jpg") == "is larger than the limit of 1024 MiB"
+    assert reason(tmp_path / "huge.jpg") == "is larger than the limit of 1024 MiB (--data.limits.max_bytes)"
     assert reason(tmp_path / ("long" * 100)).startswith("cannot be read: ")
     assert reason(Path("nul\0")).startswith("damaged picture")
 

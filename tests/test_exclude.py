@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import read_csv, write_csv
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.exclusions import read_exclusions, write_exclusions
 from flowers_pl.data.folder import EXCLUDED, LeftOut
@@ -116,3 +117,37 @@ def test_a_class_that_the_list_empties_is_named(drawings: Path, tmp_path: Path) 
     write_exclusions(tmp_path / "list.csv", [LeftOut(path, "") for path in roses])
     with pytest.raises(FlowersError, match=r"class 'rose' .* has 0 usable photos"):
         module(drawings, exclude=str(tmp_path / "list.csv"))
+
+
+# ---------------------------------------------------------------- lists that went through a spreadsheet
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfpath,reason\r\nrose/a.jpg,\r\nrose/b.jpg,dark\r\n",
+        b"path;reason\r\nrose/a.jpg;\r\nrose/b.jpg;dark\r\n;\r\n",
+        b"\xef\xbb\xbfsep=;\r\npath;reason\r\nrose/a.jpg;\r\nrose/b.jpg;dark\r\n",
+        b"path\treason\rrose/a.jpg\t\rrose/b.jpg\tdark\r",
+        "path\treason\r\nrose/a.jpg\t\r\nrose/b.jpg\tdark\r\n".encode("utf-16"),
+        b'"reason" , "path" \n"","rose/a.jpg"\ndark,rose/b.jpg\n'.replace(b" ,", b",").replace(b", ", b","),
+    ],
+)
+def test_a_list_saved_by_a_spreadsheet_is_read(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "clean.csv").write_bytes(content)
+    assert read_exclusions(tmp_path / "clean.csv") == {"rose/a.jpg": "", "rose/b.jpg": "dark"}
+
+
+def test_rows_that_name_no_photo_are_reported(
+    drawings: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listed = ["rose/gone.png", "tulip\\0.png", module(drawings).placed[0].path]
+    write_exclusions(tmp_path / "clean.csv", [LeftOut(path, "") for path in listed])
+    assert len(module(drawings, exclude=str(tmp_path / "clean.csv")).left_out) == 1
+    assert "2 of the 3 photos that" in caplog.text
+    assert "are not below --data.root: rose/gone.png, tulip" in caplog.text
+
+
+def test_a_class_name_with_a_semicolon_does_not_change_the_table(tmp_path: Path) -> None:
+    write_csv(tmp_path / "table.csv", ("path", "a;b;c"), [("x;y", "1")])
+    assert read_csv(tmp_path / "table.csv", ["path"]) == [{"path": "x;y", "a;b;c": "1"}]

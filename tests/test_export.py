@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -277,8 +277,8 @@ def test_exporting_leaves_the_model_alone(model: FlowerClassifier, tmp_path: Pat
 def test_a_write_that_fails_leaves_the_old_file(
     model: FlowerClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(program: object, file: Path, **_: object) -> None:
-        file.write_bytes(b"half")
+    def fail(program: object, stream: BinaryIO, **_: object) -> None:
+        stream.write(b"half")
         raise RuntimeError("no space left")
 
     monkeypatch.setattr(torch.export, "save", fail)

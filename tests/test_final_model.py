@@ -15,6 +15,7 @@ from PIL import Image
 from flowers_pl import FlowerClassifier, main
 from flowers_pl.core.system import processor
 from flowers_pl.data.drawings import draw_flower
+from flowers_pl.runs.final_model import write_card
 
 RUN = Path(__file__).parent / "data" / "run-0.1.0"
 DRAWINGS = RUN / "drawings"
@@ -78,7 +79,7 @@ def test_export_to_int8_with_the_photos_moved_away(run: Path, capsys: pytest.Cap
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("flowers_pl: --quantize int8 needs training photos to calibrate on")
     assert "--root" in said
-    assert not (run / "final_int8.onnx").exists()
+    assert not list(run.glob("*.onnx"))  # it says so before it works
 
 
 def test_a_folder_that_is_not_there(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,12 +87,28 @@ def test_a_folder_that_is_not_there(run: Path, capsys: pytest.CaptureFixture[str
     assert "--root: there is no folder 'nowhere'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["exports.json", "test.json"])
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"step": 1}'])
+def test_a_card_is_written_beside_damaged_files(
+    name: str, content: bytes, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (run / name).write_bytes(content)
+    write_card(run, run / "best.ckpt", [], {"final.pt2": "agrees"})
+    assert "- `final.pt2`: agrees" in (run / "MODEL_CARD.md").read_text()
+    assert f"{name} is damaged" in caplog.text
+
+
 # ---------------------------------------------------------------- int8
 
 
-def test_int8_says_what_it_costs_and_where_it_was_checked(run: Path) -> None:
+def test_int8_says_what_it_costs_and_where_it_was_checked(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("onnxruntime")
-    assert main(["export", "--format", "onnx", "--quantize", "int8", "--root", str(DRAWINGS)]) == 0
+    run = run.rename(run.with_name("caf\udce9"))  # onnxruntime refuses such paths
+    command = ["export", "--ckpt_path", str(run / "best.ckpt"), "--format", "onnx", "--quantize", "int8"]
+    assert main([*command, "--root", str(DRAWINGS)]) == 0
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
     measured = json.loads((run / "exports.json").read_text())["files"]["final_int8.onnx"]
     for part in ("MB, accuracy", "on 10 validation images", f"checked on {processor()}", "16 bits"):
         assert part in measured

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import threading
 import time
@@ -108,3 +110,23 @@ def test_features_are_cached_until_the_frozen_part_is_another(
         assert len(cached[key].photos) == len(cached)
     assert not list(tmp_path.iterdir())  # the file has no name
     assert np.isfinite(features.float().numpy()).all()
+
+
+def test_without_room_features_are_computed_each_time(
+    data: FlowersDataModule, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(file: int, start: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    part = FrozenPart(FlowerNet(5), torch.float32, 32, whole=True)
+    cached = FeatureCache(data.val_photos, lambda: part)
+    (key,) = BatchSampler(len(cached), 100)
+    assert not cached.begin()
+    batch = cached[key]
+    for _ in range(2):
+        cached.put(batch.rows, part(batch.photos))
+    assert not cached.begin()
+    assert cached[key].features is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "No space left on device" in caplog.text

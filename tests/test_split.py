@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.cache import decode_photos
+from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.data.drawings import draw_flower
 from flowers_pl.data.duplicates import duplicate_groups
-from flowers_pl.data.folder import TRAIN, VAL, Photo, list_photos
+from flowers_pl.data.folder import TRAIN, VAL, Photo, check_classes, list_photos
 from flowers_pl.data.split import (
     Placed,
     check_sides,
@@ -21,6 +24,7 @@ from flowers_pl.data.split import (
     straddling,
     write_split,
 )
+from flowers_pl.data.split_photos import class_numbers
 
 PHOTOS = sorted(
     Photo(f"{label}/{number:03}.jpg", label)
@@ -164,3 +168,77 @@ def test_real_photos_no_group_straddles_and_conflicts_are_named(real_photos: Pat
     assert straddling(
         notebook_split(decoded.photos, groups, 0.2)
     )  # which is why the notebook's figures flattered it
+
+
+# ---------------------------------------------------------------- the same letters, other bytes
+
+NFC, NFD = (unicodedata.normalize(form, "Gänseblümchen") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(("listed", "stored"), [(NFC, NFD), (NFD, NFC)])
+def test_a_split_from_another_system_names_the_same_photos(tmp_path: Path, listed: str, stored: str) -> None:
+    photos = [Photo(f"{stored}/{number}.jpg", stored) for number in range(4)]
+    placed = [Placed(f"{listed}/{number}.jpg", listed, VAL if number else TRAIN, "") for number in range(4)]
+    write_split(tmp_path / "split.csv", placed)
+    read = read_split(tmp_path / "split.csv", photos)
+    assert [(photo.path, photo.label) for photo in read] == [tuple(photo) for photo in photos]
+
+
+def test_a_test_folder_from_another_system_has_the_same_classes(tmp_path: Path) -> None:
+    for name in (NFD, "rose"):
+        (tmp_path / name).mkdir()
+        draw_flower("rose", 1, 40).save(tmp_path / name / "1.png")
+    data = FlowersDataModule(test_root=str(tmp_path), image_size=32)
+    data.classes = [NFC, "rose"]
+    data.setup("test")
+    assert {photo.label for photo in data.reported_photos} == {NFC, "rose"}
+    (batch,) = data.test_dataloader()
+    assert sorted(batch.labels.tolist()) == [0, 1]
+
+
+def test_folders_that_look_the_same_are_one_class(tmp_path: Path) -> None:
+    for name in (NFC, NFD, "rose"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
+    assert len({photo.label for photo in list_photos(tmp_path)}) == 2
+
+
+def test_a_split_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    placed, _ = grouped_split(PHOTOS, ALONE, 0.3, 4)
+    write_split(tmp_path / "split.csv", placed)
+    text = (tmp_path / "split.csv").read_text()
+    (tmp_path / "split.csv").write_text(text.replace(",", ";").replace("\n", "\r\n") + ";;;\r\n", "utf-8-sig")
+    assert read_split(tmp_path / "split.csv", PHOTOS) == placed
+
+
+def test_rows_that_name_no_photo_are_counted(tmp_path: Path) -> None:
+    placed, _ = grouped_split(PHOTOS, ALONE, 0.3, 4)
+    write_split(tmp_path / "split.csv", placed)
+    with pytest.raises(FlowersError, match=r"'rose/000.jpg', .*, and 2 more of its 155 rows name none"):
+        read_split(tmp_path / "split.csv", PHOTOS[3:])
+
+
+# ---------------------------------------------------------------- classes of unusual number
+
+
+def test_a_thousand_classes_are_split_and_named_briefly(tmp_path: Path) -> None:
+    photos = [Photo(f"{label:04}/{number}", f"{label:04}") for label in range(1200) for number in range(3)]
+    placed, left_out = grouped_split(photos, np.arange(len(photos)), 0.2, 0)
+    names = check_classes(photos, photos, tmp_path)
+    check_sides(placed, names, every_class=True)
+    assert (len(names), len(placed), left_out) == (1200, 3600, [])
+    with pytest.raises(FlowersError, match=r"class 'moss', .*, 0019 and 1,180 more") as error:
+        class_numbers(["moss"], names, tmp_path)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_class_without_two_photos_is_named(tmp_path: Path, number: int) -> None:
+    for label, count in (("rose", 3), ("tulip", number)):
+        (tmp_path / label).mkdir()
+        for drawing in range(count):
+            draw_flower("rose", drawing, 40).save(tmp_path / label / f"{drawing}.png")
+    data = FlowersDataModule(str(tmp_path), image_size=32, workers=0)
+    message = "tulip' is empty; put photos there" if not number else "class 'tulip' in .* has 1 usable photo"
+    with pytest.raises(FlowersError, match=message):
+        data.setup("fit")

@@ -1,9 +1,9 @@
-"""A folder of photos -> what is wrong with it."""
+"""The examination of a folder: from photos to findings."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +28,9 @@ from flowers_pl.audit.labels import (
     confident_classes,
     confident_joint,
     find_suspects,
-    out_of_fold,
+    predict_out_of_fold,
 )
-from flowers_pl.audit.quality import far_away, looks, neighbourhood
+from flowers_pl.audit.quality import far_away, measure_appearance, neighbourhood
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
 from flowers_pl.data.decoding import UnreadablePhoto
@@ -54,103 +54,115 @@ def examine(
     cache_dir: Path | None = None,
     workers: int | None = None,
 ) -> Findings:
-    """Look at everything; see `audit.audit` for the arguments.
+    """Examine a folder of photos; see `cli.audit.audit` for the arguments.
 
     Args:
-        network: its backbone gives the features; None for none, and then no labels are checked.
+        network: its backbone computes the features; None to check no labels.
 
     Raises:
         FlowersError: there is no such folder, it holds no files, or the given split does not fit.
     """
-    classes, photos = list_class_files(root)
+    class_names, photos = list_class_files(root)
     if not photos:
         raise FlowersError(
             f"--data.root: the class folders of {str(root)!r} are all empty; put photos there."
         )
     decoded = decode_photos(root, photos, image_size, cache_dir, workers)
     groups = duplicate_groups(decoded.digests, decoded.phashes, decoded.thumbs)
-    found = Findings(
+    findings = Findings(
         str(root.resolve()),
-        files=_count(classes, photos),
-        readable=_count(classes, decoded.photos),
+        files=_count(class_names, photos),
+        readable=_count(class_names, decoded.photos),
         strays=sorted(
             entry.name for entry in root.iterdir() if entry.is_file() and not entry.name.startswith(".")
         ),
     )
-    found.faults += [Fault(UNREADABLE, entry.path, entry.reason) for entry in decoded.left_out]
-    _read_headers(found, root, decoded.photos, image_size)
-    _look(found, decoded)
-    found.duplicates = _duplicates(decoded, groups)
-    sides = split_folders(root)
-    found.straddling = _straddling(decoded.photos, groups, split, val_fraction, split_seed, sides)
-    _check_labels(found, decoded, groups, network, workers)
-    return found
+    findings.faults += [Fault(UNREADABLE, photo.path, photo.reason) for photo in decoded.left_out]
+    _examine_headers(findings, root, decoded.photos, image_size)
+    _examine_pixels(findings, decoded)
+    findings.duplicates = _duplicates(decoded, groups)
+    findings.straddling = _straddling(
+        decoded.photos, groups, split, val_fraction, split_seed, split_folders(root)
+    )
+    if network is None:
+        findings.unchecked = "there are no weights (--model.weights null)"
+    elif len(decoded.photos) < 2:
+        findings.unchecked = "there are too few photos"
+    else:
+        _examine_features(findings, decoded, groups, _features(decoded, network, workers))
+    return findings
 
 
-def _count(classes: Sequence[str], photos: Iterable[Photo]) -> dict[str, int]:
+def _count(class_names: Sequence[str], photos: Iterable[Photo]) -> dict[str, int]:
     counts = Counter(photo.label for photo in photos)
-    return {label: counts[label] for label in classes}
+    return {label: counts[label] for label in class_names}
 
 
-def _read_headers(found: Findings, root: Path, photos: Sequence[Photo], image_size: int) -> None:
+def _examine_headers(findings: Findings, root: Path, photos: Sequence[Photo], image_size: int) -> None:
     headers: list[Header] = []
     for photo in photos:
         try:
             header = read_header(root / photo.path)
         except UnreadablePhoto as reason:
-            found.faults.append(Fault(UNREADABLE, photo.path, str(reason)))
+            findings.faults.append(Fault(UNREADABLE, photo.path, str(reason)))
             continue
         headers.append(header)
-        found.faults += [
-            Fault(kind, photo.path, detail) for kind, detail in _header_faults(photo.path, header, image_size)
-        ]
-    found.formats, found.modes, found.orientations = (
-        dict(Counter(str(getattr(header, what)) for header in headers).most_common())
-        for what in ("format", "mode", "orientation")
-    )
-    found.widths, found.heights = (
-        [int(np.quantile(sizes, share, method="nearest")) for share in (0, 0.5, 1)] if sizes else []
-        for sizes in ([header.width for header in headers], [header.height for header in headers])
-    )
+        findings.faults += _header_faults(photo.path, header, image_size)
+    findings.formats = _frequencies(header.format for header in headers)
+    findings.modes = _frequencies(header.mode for header in headers)
+    findings.orientations = _frequencies(str(header.orientation) for header in headers)
+    findings.widths = _range([header.width for header in headers])
+    findings.heights = _range([header.height for header in headers])
 
 
-def _header_faults(path: str, header: Header, image_size: int) -> list[tuple[str, str]]:
+def _frequencies(values: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(values).most_common())
+
+
+def _range(sizes: list[int]) -> list[int]:
+    """Return the smallest, median and largest size."""
+    return [int(np.quantile(sizes, share, method="nearest")) for share in (0, 0.5, 1)] if sizes else []
+
+
+def _header_faults(path: str, header: Header, image_size: int) -> Iterator[Fault]:
     short, long = sorted((header.width, header.height))
     size = f"{header.width}x{header.height} pixels"
-    faults = [(MISNAMED, name_fault(path, header.format))]
-    faults.append(("animated", "only its first frame counts" if header.animated else ""))
-    faults.append(("small", f"has {size}, and is enlarged to {image_size}" if long < image_size else ""))
-    faults.append(
-        ("elongated", f"has {size}, and is squashed to a square" if long > ELONGATED * short else "")
-    )
-    return [(kind, detail) for kind, detail in faults if detail]
+    if fault := name_fault(path, header.format):
+        yield Fault(MISNAMED, path, fault)
+    if header.animated:
+        yield Fault("animated", path, "only its first frame counts")
+    if long < image_size:
+        yield Fault("small", path, f"has {size}, and is enlarged to {image_size}")
+    if long > ELONGATED * short:
+        yield Fault("elongated", path, f"has {size}, and is squashed to a square")
 
 
-def _look(found: Findings, decoded: DecodedPhotos, batch: int = 64) -> None:
+def _examine_pixels(findings: Findings, decoded: DecodedPhotos, batch: int = 64) -> None:
     for start in range(0, len(decoded.photos), batch):
-        pixels = torch.from_numpy(decoded.pixels[decoded.rows[start : start + batch]]).permute(0, 3, 1, 2)
-        for photo, look in zip(decoded.photos[start : start + batch], looks(pixels), strict=True):
-            found.faults += [Fault(kind, photo.path, detail) for kind, detail in look.faults()]
+        rows = slice(start, start + batch)
+        appearances = measure_appearance(_pixels(decoded, decoded.rows[rows]))
+        for photo, appearance in zip(decoded.photos[rows], appearances, strict=True):
+            findings.faults += [Fault(kind, photo.path, detail) for kind, detail in appearance.faults()]
 
 
-def _members(groups: np.ndarray) -> list[list[int]]:
-    """Rows of the groups that have more than one photo."""
-    members: dict[int, list[int]] = defaultdict(list)
-    for row, group in enumerate(groups.tolist()):
-        members[group].append(row)
-    return [rows for rows in members.values() if len(rows) > 1]
+def _pixels(decoded: DecodedPhotos, rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(decoded.pixels[rows]).permute(0, 3, 1, 2)
 
 
 def _duplicates(decoded: DecodedPhotos, groups: np.ndarray) -> list[Duplicates]:
-    found = [
+    members: dict[int, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups.tolist()):
+        members[group].append(row)
+    duplicates = [
         Duplicates(
             [decoded.photos[row].path for row in rows],
             len({decoded.digests[row] for row in rows}) == 1,
             sorted({decoded.photos[row].label for row in rows}),
         )
-        for rows in _members(groups)
+        for rows in members.values()
+        if len(rows) > 1
     ]
-    return sorted(found, key=lambda one: (-len(one.classes), not one.exact, one.paths))
+    return sorted(duplicates, key=lambda copies: (-len(copies.classes), not copies.exact, copies.paths))
 
 
 def _straddling(
@@ -161,7 +173,7 @@ def _straddling(
     split_seed: int,
     sides: Mapping[str, str],
 ) -> dict[str, list[list[str]]]:
-    """The notebook's split, this program's, and a given one, by the groups that were found now."""
+    """Find what straddles the notebook's split, this program's and a given one, by the groups found here."""
     splits = {
         "notebook": notebook_split(photos, groups, val_fraction),
         "grouped": grouped_split(photos, groups, val_fraction, split_seed)[0],
@@ -172,75 +184,68 @@ def _straddling(
             for photo, group in zip(photos, groups.tolist(), strict=True)
         ]
     if split is not None and split not in splits:
-        splits[split] = _regrouped(read_split(Path(split), photos), photos, groups)
+        group_of = {
+            photo.path: photos[group].path for photo, group in zip(photos, groups.tolist(), strict=True)
+        }
+        splits[split] = [
+            placed._replace(group=group_of[placed.path]) for placed in read_split(Path(split), photos)
+        ]
     return {name: list(straddling(placed).values()) for name, placed in splits.items()}
 
 
-def _regrouped(placed: Sequence[Placed], photos: Sequence[Photo], groups: np.ndarray) -> list[Placed]:
-    group_of = {photo.path: photos[group].path for photo, group in zip(photos, groups.tolist(), strict=True)}
-    return [one._replace(group=group_of[one.path]) for one in placed]
+def _features(decoded: DecodedPhotos, network: FlowerNet, workers: int | None) -> Tensor:
+    size = decoded.pixels.shape[1]
+    frozen = FrozenPart(network, torch.float32, size, whole=True)  # in float32 for equal results everywhere
+    return pooled_features(frozen, lambda rows: _pixels(decoded, rows), decoded.rows, workers, shown=True)
+
+
+def _examine_features(
+    findings: Findings, decoded: DecodedPhotos, groups: np.ndarray, features: Tensor
+) -> None:
+    """Find look-alikes, photos unlike any class, and suspect labels."""
+    paths = [photo.path for photo in decoded.photos]
+    near = neighbourhood(features, groups)
+    findings.faults += [
+        Fault(UNLIKE, paths[row], f"is {near.distance[row]:.2f} away from its nearest neighbours")
+        for row in far_away(near.distance)
+    ]
+    findings.look_alikes = [
+        LookAlikes([paths[first], paths[second]], cosine) for first, second, cosine in near.alike
+    ]
+    labels = np.array([photo.label for photo in decoded.photos])
+    findings.labels = _check_labels(features.numpy(), labels, groups, paths)
+    if findings.labels is None:
+        findings.unchecked = f"fewer than two classes have {FOLDS} different photos"
 
 
 def _check_labels(
-    found: Findings,
-    decoded: DecodedPhotos,
-    groups: np.ndarray,
-    network: FlowerNet | None,
-    workers: int | None,
-) -> None:
-    """All that needs features: labels, pictures unlike any class, look-alikes."""
-    if network is None or len(decoded.photos) < 2:
-        found.unchecked = (
-            "there are no weights (--model.weights null)" if network is None else "too few photos"
-        )
-        return
-    frozen = FrozenPart(network, torch.float32, decoded.pixels.shape[1], whole=True)  # the same everywhere
-
-    def read(rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(decoded.pixels[rows]).permute(0, 3, 1, 2)
-
-    features = pooled_features(frozen, read, decoded.rows, workers, shown=True)
-    near = neighbourhood(features, groups)
-    paths = [photo.path for photo in decoded.photos]
-    found.faults += [
-        Fault(UNLIKE, paths[row], f"is {near.distance[row]:.2f} away from the photos nearest to it")
-        for row in far_away(near.distance)
-    ]
-    found.look_alikes = [LookAlikes([paths[one], paths[other]], cosine) for one, other, cosine in near.alike]
-    labels = np.array([photo.label for photo in decoded.photos])
-    found.labels = _cross_validate(features, labels, groups, paths)
-    if found.labels is None:
-        found.unchecked = f"fewer than two classes have {FOLDS} different photos"
-
-
-def _cross_validate(
-    features: Tensor, labels: np.ndarray, groups: np.ndarray, paths: Sequence[str]
+    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, paths: Sequence[str]
 ) -> LabelCheck | None:
-    """Judge the classes that can be: a fold may take a class's only photos away."""
-    classes = [one for one in np.unique(labels) if len(np.unique(groups[labels == one])) >= FOLDS]
-    if len(classes) < 2:
+    """Cross-validate the classes with photos enough that no fold takes all of them away."""
+    class_names = [label for label in np.unique(labels) if len(np.unique(groups[labels == label])) >= FOLDS]
+    if len(class_names) < 2:
         return None
-    judged = np.flatnonzero(np.isin(labels, classes))
-    given = np.searchsorted(classes, labels[judged])
-    shares = out_of_fold(features[judged], given, groups[judged], len(classes))
-    joint = confident_joint(confident_classes(shares, given), given, len(classes))
+    checked = np.flatnonzero(np.isin(labels, class_names))
+    given = np.searchsorted(class_names, labels[checked])
+    probabilities = predict_out_of_fold(features[checked], given, groups[checked], len(class_names))
+    joint = confident_joint(confident_classes(probabilities, given), given, len(class_names))
     estimated = calibrated_joint(joint, given)
     return LabelCheck(
-        classes=[str(one) for one in classes],
-        photos=len(judged),
-        accuracy=float((shares.argmax(1) == given).mean()),
+        classes=[str(label) for label in class_names],
+        photos=len(checked),
+        accuracy=float((probabilities.argmax(1) == given).mean()),
         confident_joint=joint.tolist(),
         estimated_joint=estimated.round(2).tolist(),
-        estimated_wrong=float(len(judged) - np.trace(estimated)),
+        estimated_wrong=float(len(checked) - np.trace(estimated)),
         suspects=[
             SuspectLabel(
-                paths[judged[one.photo]],
-                str(classes[one.given]),
-                str(classes[one.likely]),
-                round(one.given_share, 4),
-                round(one.likely_share, 4),
-                round(one.margin, 4),
+                paths[checked[suspect.row]],
+                str(class_names[suspect.given]),
+                str(class_names[suspect.likely]),
+                round(suspect.given_probability, 4),
+                round(suspect.likely_probability, 4),
+                round(suspect.margin, 4),
             )
-            for one in find_suspects(shares, given)
+            for suspect in find_suspects(probabilities, given)
         ],
     )

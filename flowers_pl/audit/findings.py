@@ -1,4 +1,4 @@
-"""What an audit finds out about a folder of photos."""
+"""What an audit reports on a folder of photos."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Fault:
     """Something about one photo that its owner should know.
 
     Args:
-        kind: one of the three above, "animated", "small", "elongated", or a kind of `oddities.Look`.
+        kind: one of the three above, "animated", "small", "elongated", or a kind of `quality.Appearance`.
         path: of the photo.
-        detail: what was found, for a reader.
+        detail: what was found, in words.
     """
 
     kind: str
@@ -25,12 +25,12 @@ class Fault:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Photos that are one photo.
+    """Copies of one photo.
 
     Args:
         paths: of all of them.
         exact: whether all have the same pixels.
-        classes: that they stand under; more than one is a fault.
+        classes: of all of them; more than one is a fault.
     """
 
     paths: list[str]
@@ -53,7 +53,7 @@ class LookAlikes:
 
 @dataclass(frozen=True)
 class SuspectLabel:
-    """A photo that probably stands under the wrong class; see `suspects.Suspect`."""
+    """A photo that is probably in the folder of the wrong class; see `labels.Suspect`."""
 
     path: str
     given: str
@@ -68,9 +68,9 @@ class LabelCheck:
     """What cross-validation says about the labels.
 
     Args:
-        classes: those that were judged: each has at least `suspects.FOLDS` different photos.
-        photos: how many were judged.
-        accuracy: share of them that the out-of-fold predictions get right.
+        classes: those that were checked: each has at least `labels.FOLDS` different photos.
+        photos: how many were checked.
+        accuracy: share of them whose label the out-of-fold predictions agree with.
         confident_joint: photos by given (row) and confident class (column).
         estimated_joint: the same, scaled to all photos.
         estimated_wrong: how many labels are wrong, by that estimate.
@@ -88,7 +88,7 @@ class LabelCheck:
 
 @dataclass
 class Findings:
-    """All that an audit found.
+    """Everything that an audit found.
 
     Args:
         root: the folder.
@@ -99,7 +99,7 @@ class Findings:
         widths: smallest, median and largest width of the upright photos, pixels; likewise heights.
         faults: of single photos.
         duplicates: exact and near ones.
-        look_alikes: pairs that are no duplicates.
+        look_alikes: pairs that are not duplicates.
         straddling: for each split its groups of duplicates with photos on both sides.
         labels: None where they were not checked.
         unchecked: why not.
@@ -123,11 +123,11 @@ class Findings:
 
     @property
     def imbalance(self) -> float:
-        """The largest class over the smallest; infinite where one has no photo."""
+        """Return the size of the largest class over that of the smallest; infinite where one has no photo."""
         counts = self.readable.values()
         return max(counts) / min(counts) if min(counts) else float("inf")
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return what audit.json holds."""
         imbalance = self.imbalance if min(self.readable.values()) else None
         return asdict(self) | {"imbalance": imbalance}

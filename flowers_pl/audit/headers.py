@@ -1,4 +1,4 @@
-"""What a photo's file says of itself: format, size, mode, orientation, and whether its name fits."""
+"""Headers of photos: format, size, mode, orientation, and whether the file's name fits."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SWAPPED = (5, 6, 7, 8)  # EXIF orientations that turn a photo on its side
 
 
 class Header(NamedTuple):
-    """What the header of a picture says.
+    """The header of a picture.
 
     Args:
         format: as Pillow names it, "JPEG" for one.
         width: pixels, of the upright photo.
         height: likewise.
-        mode: as Pillow names it: "RGB", "L", "P", "RGBA", "CMYK", "I;16" …
-        orientation: of EXIF, 1 to 8; 1 where there is none, or nonsense.
+        mode: as Pillow names it, "RGB", "L", "P", "RGBA", "CMYK", "I;16" …
+        orientation: of EXIF, 1 to 8; 1 where there is none or an invalid one.
         animated: whether there is more than one frame, of which only the first counts.
     """
 
@@ -34,10 +34,10 @@ class Header(NamedTuple):
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read the header of a file that `decode.read_photo` has read; pixels are not decoded.
+    """Read the header of a file that `decoding.read_photo` has read, without decoding pixels.
 
     Raises:
-        UnreadablePhoto: the file went or changed meanwhile.
+        UnreadablePhoto: the file was removed or changed since.
     """
     try:
         with open(path, "rb") as stream, open_picture(stream) as picture:
@@ -49,11 +49,11 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     except UnreadablePhoto:
         raise
     except Exception as error:  # Pillow's plugins raise almost anything
-        raise UnreadablePhoto(f"changed while it was looked at: {error}") from error
+        raise UnreadablePhoto(f"changed during the audit: {error}") from error
 
 
 def name_fault(path: str, format: str) -> str:
-    """What is wrong with a file's name, given the format of what is in it; "" where nothing is.
+    """Say how a file's name misleads about its format; "" where it does not.
 
     Args:
         path: of the file.

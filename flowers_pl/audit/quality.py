@@ -1,4 +1,4 @@
-"""Pictures that are odd: too dark, too bright, blank, blurred, unlike any class, or too like another."""
+"""Quality of pictures: too dark, too bright, blank, blurred, unlike any class, or too like another."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ GREY = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601
 LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 
 
-class Look(NamedTuple):
-    """What a photo's pixels are like.
+class Appearance(NamedTuple):
+    """What the quality of a photo is measured by.
 
     Args:
         low: grey level, 0 to 255, that 1 % of the pixels are below.
@@ -34,50 +34,52 @@ class Look(NamedTuple):
     sharpness: float
 
     def faults(self) -> list[tuple[str, str]]:
-        """What is wrong: the kind, and what was measured.
+        """Return what is wrong: the kind, and what was measured.
 
-        A flower on black is not too dark, nor one on white too bright: even the brightest 1 %, or the
-        darkest, must be. Of 3,457 real photos none is found to be any of the first three, and one blurred,
-        rightly.
+        A photo is too dark only if even its brightest 1 % are dark, so that a flower on black is not, and
+        likewise for too bright. Of 3,457 real photos none is any of the first three, and one is blurred,
+        which is right.
         """
-        found = []
+        faults = []
         if self.high - self.low < BLANK:
-            found.append(("nearly blank", f"98 % of its pixels are within {self.high - self.low:.0f} levels"))
+            faults.append(
+                ("nearly blank", f"98 % of its pixels are within {self.high - self.low:.0f} levels")
+            )
         if self.high < DARK:
-            found.append(("too dark", f"99 % of its pixels are darker than {self.high:.0f} of 255"))
+            faults.append(("too dark", f"99 % of its pixels are darker than {self.high:.0f} of 255"))
         if self.low > BRIGHT:
-            found.append(("too bright", f"99 % of its pixels are brighter than {self.low:.0f} of 255"))
-        if not found and self.sharpness < BLURRED:
-            found.append(("blurred", f"its sharpest part has a sharpness of {self.sharpness:.3f}"))
-        return found
+            faults.append(("too bright", f"99 % of its pixels are brighter than {self.low:.0f} of 255"))
+        if not faults and self.sharpness < BLURRED:
+            faults.append(("blurred", f"its sharpest part has a sharpness of {self.sharpness:.3f}"))
+        return faults
 
 
-def looks(photos: Tensor) -> list[Look]:
+def measure_appearance(photos: Tensor) -> list[Appearance]:
     """Measure photos, uint8 (N, 3, H, W)."""
     grey = torch.einsum("nchw,c->nhw", photos.float(), torch.tensor(GREY))
     ends = torch.quantile(grey.flatten(1), torch.tensor([0.01, 0.99]), dim=1).T
     return [
-        Look(low, high, sharp)
+        Appearance(low, high, sharp)
         for (low, high), sharp in zip(ends.tolist(), sharpness(grey).tolist(), strict=True)
     ]
 
 
 def sharpness(grey: Tensor) -> Tensor:
-    """How sharp the sharpest part of each photo is: float (N,), for grey levels (N, H, W).
+    """Return how sharp the sharpest part of each photo is: float (N,), for grey levels (N, H, W).
 
     The variance of the Laplacian (Pech-Pacheco et al. 2000, "Diatom autofocusing in brightfield microscopy")
-    over the variance of the grey levels, in each of 4x4 tiles; the largest counts, for much of a good photo
-    is a smooth background. At 160x160 none of 150 real photos was below `BLURRED`; of the same photos,
+    over the variance of the grey levels, in each of 4x4 tiles. The largest counts, because much of a good
+    photo is a smooth background. At 160x160 none of 150 real photos was below `BLURRED`; of the same photos,
     blurred at 320 pixels by a Gaussian of 1, 2, 3 and 4 pixels, 1, 63, 98 and 100 % were.
     """
     edges = F.conv2d(grey[:, None], grey.new_tensor(LAPLACIAN)[None, None], padding=1)[:, 0]
-    edges[:, [0, -1]] = edges[:, :, [0, -1]] = 0  # the border is no edge
+    edges[:, [0, -1]] = edges[:, :, [0, -1]] = 0  # the picture's border is not an edge
     contrast = _tiles(grey).var(2) + 25  # noise of 5 levels on a flat tile is not sharpness
     return (_tiles(edges).var(2) / contrast).amax(1)
 
 
 def _tiles(maps: Tensor) -> Tensor:
-    """(N, H, W) -> (N, TILES * TILES, pixels); what does not fill a tile, at the right and below, is cut."""
+    """Cut (N, H, W) into (N, TILES * TILES, pixels), without what fills no tile at the right and bottom."""
     height, width = maps.shape[1] // TILES, maps.shape[2] // TILES
     cut = maps[:, : height * TILES, : width * TILES]
     parts = cut.reshape(len(maps), TILES, height, TILES, width).transpose(2, 3)
@@ -85,11 +87,11 @@ def _tiles(maps: Tensor) -> Tensor:
 
 
 class Neighbourhood(NamedTuple):
-    """Where photos stand among the others, in feature space.
+    """How near photos are to each other in feature space.
 
     Args:
-        distance: float32 (N,), mean cosine distance to the NEIGHBOURS nearest photos, duplicates not counted.
-        alike: pairs of photos, no duplicates, that are nearer than `ALIKE`, with their cosine.
+        distance: float32 (N,), mean cosine distance to the NEIGHBOURS nearest photos that are not duplicates.
+        alike: pairs of photos that are not duplicates, with a cosine of `ALIKE` or more, and that cosine.
     """
 
     distance: np.ndarray
@@ -106,7 +108,7 @@ def neighbourhood(features: Tensor, groups: Sequence[int] | np.ndarray, rows: in
 
     Args:
         features: float (N, D).
-        groups: N of them: duplicates, which are passed over.
+        groups: N of them: duplicates, which are not compared.
         rows: photos that are compared at once.
     """
     units, group = F.normalize(features, dim=1), torch.as_tensor(groups)
@@ -123,7 +125,7 @@ def neighbourhood(features: Tensor, groups: Sequence[int] | np.ndarray, rows: in
 
 
 def far_away(distance: np.ndarray) -> list[int]:
-    """Rows of the photos beyond Tukey's fence, the farthest first."""
+    """Return the rows of the photos beyond Tukey's fence, the farthest first."""
     lower, upper = np.quantile(distance, (0.25, 0.75))
     far = np.flatnonzero(distance > upper + FENCE * (upper - lower))
     return far[np.argsort(-distance[far], kind="stable")].tolist()

@@ -1,4 +1,4 @@
-"""What an audit found, in words, for the screen and for the page; and which photos to leave out."""
+"""The findings of an audit in words, for the screen and for the page, and the photos to leave out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HARMLESS = (MISNAMED, "animated", "small", "elongated")  # worth knowing, but no
 
 
 class Entry(NamedTuple):
-    """A line of a report: photos, and what is to be said of them."""
+    """A line of a report: photos, and what there is to say about them."""
 
     paths: Sequence[str]
     text: str
@@ -28,132 +28,143 @@ class Section(NamedTuple):
     entries: list[Entry]
 
 
-def sections(found: Findings) -> list[Section]:
-    """All sections in the order of a report, without those that have nothing to say."""
-    all_of_them = [
-        Section("Unreadable files", "Training leaves them out.", _faults(found, UNREADABLE)),
+def sections(findings: Findings) -> list[Section]:
+    """Return the sections of a report in their order, without empty ones."""
+    every = [
+        Section("Unreadable files", "Training leaves them out.", _faults(findings, UNREADABLE)),
         Section(
-            "One photo under several classes",
-            "At most one of the labels is right. Training leaves all of them out.",
-            _duplicates(one for one in found.duplicates if len(one.classes) > 1),
+            "One photo in several classes",
+            "At most one of the labels is right. Training leaves all copies out.",
+            _duplicates(copies for copies in findings.duplicates if len(copies.classes) > 1),
         ),
         Section(
             "Suspect labels",
-            "Models that never saw them are sure of another class, often wrongly: look. The worst first.",
-            _suspects(found),
+            "Models that never saw these photos are sure of another class. They are often wrong, so look. The"
+            " worst come first.",
+            _suspects(findings),
         ),
         Section(
             "Unlike any class",
-            "Far from all other photos: perhaps no flower, perhaps an unusual picture of one.",
-            _faults(found, UNLIKE),
+            "Far from all other photos: perhaps not a flower, perhaps an unusual picture of one.",
+            _faults(findings, UNLIKE),
         ),
-        *(Section(kind.capitalize(), "Little can be seen.", _faults(found, kind)) for kind in PIXELS),
+        *(Section(kind.capitalize(), "Little can be seen.", _faults(findings, kind)) for kind in PIXELS),
         Section(
             "Duplicates within a class",
-            "They belong on one side of a split.",
-            _duplicates(one for one in found.duplicates if len(one.classes) == 1),
+            "They belong on the same side of a split.",
+            _duplicates(copies for copies in findings.duplicates if len(copies.classes) == 1),
         ),
         *(
             Section(
                 f"Duplicates on both sides of the split {printable(name)}",
-                "The validation side knows them from training: its figures are too good.",
+                "Training has seen these validation photos, which makes validation results too good.",
                 [Entry(paths, "") for paths in groups],
             )
-            for name, groups in found.straddling.items()
+            for name, groups in findings.straddling.items()
         ),
         Section(
             "Look-alikes",
-            "No duplicates, but probably the same flower photographed twice; a split may part them.",
-            [Entry(one.paths, f"cosine {one.cosine:.3f}") for one in found.look_alikes],
+            "Not duplicates, but probably the same flower photographed twice. A split may separate them.",
+            [Entry(pair.paths, f"cosine {pair.cosine:.3f}") for pair in findings.look_alikes],
         ),
         Section(
-            "Wrongly named files", "They are read by what is in them all the same.", _faults(found, MISNAMED)
+            "Misnamed files", "They are read all the same, by their contents.", _faults(findings, MISNAMED)
         ),
-        Section("Animated pictures", "Only the first frame is used.", _faults(found, "animated")),
-        Section("Small photos", "They are enlarged.", _faults(found, "small")),
-        Section("Elongated photos", "They are squashed.", _faults(found, "elongated")),
+        Section("Animated pictures", "Only the first frame is used.", _faults(findings, "animated")),
+        Section("Small photos", "They are enlarged.", _faults(findings, "small")),
+        Section("Elongated photos", "They are squashed.", _faults(findings, "elongated")),
     ]
-    return [section for section in all_of_them if section.entries]
+    return [section for section in every if section.entries]
 
 
-def _faults(found: Findings, kind: str) -> list[Entry]:
-    return [Entry([one.path], one.detail) for one in found.faults if one.kind == kind]
+def _faults(findings: Findings, kind: str) -> list[Entry]:
+    return [Entry([fault.path], fault.detail) for fault in findings.faults if fault.kind == kind]
 
 
-def _duplicates(some: Iterable[Duplicates]) -> list[Entry]:
-    return [Entry(one.paths, "the same pixels" if one.exact else "nearly the same") for one in some]
+def _duplicates(duplicates: Iterable[Duplicates]) -> list[Entry]:
+    return [
+        Entry(copies.paths, "the same pixels" if copies.exact else "nearly the same") for copies in duplicates
+    ]
 
 
-def _suspects(found: Findings) -> list[Entry]:
+def _suspects(findings: Findings) -> list[Entry]:
     return [
         Entry(
-            [one.path],
-            f"{one.given} {one.given_probability:.0%}, rather {one.likely} {one.likely_probability:.0%}",
+            [suspect.path],
+            f"{suspect.given} {suspect.given_probability:.0%}, rather {suspect.likely}"
+            f" {suspect.likely_probability:.0%}",
         )
-        for one in (found.labels.suspects if found.labels else [])
+        for suspect in (findings.labels.suspects if findings.labels else [])
     ]
 
 
-def summary(found: Findings) -> list[str]:
-    """What is so of the folder as a whole, a line each."""
-    files, readable = sum(found.files.values()), sum(found.readable.values())
+def summary(findings: Findings) -> list[str]:
+    """Return what holds for the folder as a whole, a line each: its size, its classes, then the rest."""
+    num_files, num_photos = sum(findings.files.values()), sum(findings.readable.values())
     lines = [
-        f"{printable(found.root)}: {files} files in {len(found.files)} class folders, {readable} of them"
-        " photos.",
+        f"{printable(findings.root)}: {num_files} files in {len(findings.files)} class folders, {num_photos}"
+        " of them photos.",
         *(
-            f"  {printable(label):<20} {count:6} {count / max(readable, 1):6.1%}"
-            for label, count in found.readable.items()
+            f"  {printable(label):<20} {count:6} {count / max(num_photos, 1):6.1%}"
+            for label, count in findings.readable.items()
         ),
     ]
-    small, large = (pick(found.readable, key=found.readable.__getitem__) for pick in (min, max))
-    if len(found.readable) > 1 and found.readable[small] == found.readable[large]:
-        lines.append("Imbalance: none.")
-    elif len(found.readable) > 1:
-        ratio = f"{found.imbalance:.1f} times as many photos as" if found.readable[small] else "photos,"
-        tail = f"{printable(small)}" + ("" if found.readable[small] else " has none")
-        lines.append(f"Imbalance: {printable(large)} has {ratio} {tail}.")
-    if found.widths:
-        turned = sum(count for orientation, count in found.orientations.items() if orientation != "1")
+    if len(findings.readable) > 1:
+        lines.append(_imbalance(findings))
+    if findings.widths:
+        rotated = sum(count for orientation, count in findings.orientations.items() if orientation != "1")
+        (narrow, width, wide), (low, height, high) = findings.widths, findings.heights
         lines += [
-            "Widths {} to {}, median {}; heights {} to {}, median {} pixels.".format(
-                *(sizes[place] for sizes in (found.widths, found.heights) for place in (0, 2, 1))
-            ),
-            f"Formats: {_counts(found.formats)}. Modes: {_counts(found.modes)}."
-            f" To be turned, by EXIF: {turned or 'none'}.",
+            f"Widths {narrow} to {wide}, median {width}; heights {low} to {high}, median {height} pixels.",
+            f"Formats: {_counts(findings.formats)}. Modes: {_counts(findings.modes)}."
+            f" Rotated by EXIF: {rotated or 'none'}.",
         ]
-    if found.strays:
-        lines.append(f"Beside the class folders lie {len(found.strays)} files that no command reads.")
-    parted = ", ".join(f"{printable(name)} {len(groups)}" for name, groups in found.straddling.items())
-    lines.append(f"Groups of duplicates on both sides of a split: {parted}.")
-    return [*lines, *_labels(found)]
+    if findings.strays:
+        lines.append(f"Files beside the class folders, which no command reads: {len(findings.strays)}.")
+    straddling = ", ".join(f"{printable(name)} {len(groups)}" for name, groups in findings.straddling.items())
+    lines.append(f"Groups of duplicates on both sides of a split: {straddling}.")
+    return [*lines, *_labels(findings)]
+
+
+def _imbalance(findings: Findings) -> str:
+    counts = findings.readable
+    small, large = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if counts[small] == counts[large]:
+        return "Imbalance: none."
+    if not counts[small]:
+        return f"Imbalance: {printable(large)} has photos, {printable(small)} has none."
+    return (
+        f"Imbalance: {printable(large)} has {findings.imbalance:.1f} times as many photos as"
+        f" {printable(small)}."
+    )
 
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
-def _labels(found: Findings) -> Iterator[str]:
-    check = found.labels
+def _labels(findings: Findings) -> Iterator[str]:
+    check = findings.labels
     if check is None:
-        yield f"Labels were not checked: {found.unchecked}."
+        yield f"Labels were not checked: {findings.unchecked}."
         return
     yield (
         f"Labels: cross-validation on frozen features agrees with {check.accuracy:.1%} of {check.photos};"
-        f" {len(check.suspects)} are suspect, about {check.estimated_wrong:.0f} are wrong by estimate."
+        f" {len(check.suspects)} are suspect, and an estimated {check.estimated_wrong:.0f} are wrong."
     )
-    if left := [label for label in found.readable if label not in check.classes]:
-        yield f"Not judged, for want of photos: {', '.join(map(printable, left))}."
+    if left := [label for label in findings.readable if label not in check.classes]:
+        yield f"Labels not checked, because there are too few photos: {', '.join(map(printable, left))}."
 
 
-def report(found: Findings, most: int | None = None) -> str:
-    """The report as text.
+def report(findings: Findings, most: int | None = None) -> str:
+    """Return the report as text.
 
     Args:
-        found: what to tell.
+        findings: what to report.
         most: lines a section; None for all.
     """
-    lines = summary(found)
-    for title, meaning, entries in sections(found):
+    lines = summary(findings)
+    for title, meaning, entries in sections(findings):
         lines += ["", f"{title}: {len(entries)}. {meaning}"]
         for entry in entries[:most]:
             names = " = ".join(map(printable, entry.paths))
@@ -163,25 +174,25 @@ def report(found: Findings, most: int | None = None) -> str:
     return "\n".join(lines)
 
 
-def to_leave_out(found: Findings) -> list[LeftOut]:
-    """The photos that a clean set would go without, each with its reasons, sorted.
+def to_leave_out(findings: Findings) -> list[LeftOut]:
+    """Return the photos that a clean set would do without, each with its reasons, sorted.
 
-    Unreadable ones, all that stand under several classes, all but the first of duplicates within a class,
-    suspect labels, and pictures in which little is to be seen or that are unlike any class.
+    Unreadable ones, all copies of a photo in several classes, all but the first of duplicates within a class,
+    suspect labels, and pictures in which little can be seen or that are unlike any class.
     """
     reasons: dict[str, list[str]] = {}
-    for fault in found.faults:
+    for fault in findings.faults:
         if fault.kind not in HARMLESS:
             reasons.setdefault(fault.path, []).append(f"{fault.kind}: {fault.detail}")
-    for one in found.duplicates:
-        several = len(one.classes) > 1
-        for path in one.paths if several else one.paths[1:]:
-            others = ", ".join(other for other in one.paths if other != path)
+    for copies in findings.duplicates:
+        several = len(copies.classes) > 1
+        for path in copies.paths if several else copies.paths[1:]:
+            others = ", ".join(other for other in copies.paths if other != path)
             reasons.setdefault(path, []).append(
                 f"stands under another class too: {others}"
                 if several
-                else f"the same photo as {one.paths[0]}"
+                else f"the same photo as {copies.paths[0]}"
             )
-    for entry in _suspects(found):
+    for entry in _suspects(findings):
         reasons.setdefault(entry.paths[0], []).append(f"suspect label: {entry.text}")
     return [LeftOut(path, "; ".join(why)) for path, why in sorted(reasons.items())]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from flowers_pl.cli.commands import RUN_NAME, SUMMARIES
 from flowers_pl.cli.mistakes import nearest
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import FULL
 from flowers_pl.core.screen import prepare_streams, show
 from flowers_pl.core.text import printable
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from flowers_pl.core.signals import StopSignals
 
 log = logging.getLogger(__name__)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HELP = f"""usage: python -m flowers_pl {{{",".join(SUMMARIES)}}} [options]
 
 Transfer learning with MobileNetV2 on photos of flowers.
@@ -46,10 +45,13 @@ def main(args: list[str] | None = None) -> int:
     if args[:1] in (["-h"], ["--help"]):
         show(HELP)
         sys.exit(0)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it can do without a folder for its cache
     from flowers_pl.cli.messages import quieten  # takes seconds, because of torch and Lightning
     from flowers_pl.core.signals import Stopped, StopSignals
+    from flowers_pl.core.system import limit_threads
 
     quieten()
+    limit_threads()
     launched = RUN_NAME in os.environ
     try:
         with StopSignals() as signals:

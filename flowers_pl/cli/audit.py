@@ -1,4 +1,4 @@
-"""The command `audit`: what is wrong with a folder of photos, as text, JSON and a page."""
+"""The subcommand `audit`: what is wrong with a folder of photos, as text, JSON and a page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowers_pl.audit.examination import examine
-from flowers_pl.audit.html import page
+from flowers_pl.audit.html import render_page
 from flowers_pl.audit.text import report, to_leave_out
 from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.options import Options
@@ -27,17 +27,16 @@ ON_SCREEN = 10  # lines a section; audit.txt has all
 
 @dataclass
 class AuditData:
-    """Which photos to look at.
+    """The photos to audit.
 
     Args:
-        root: the folder; has one folder of photos for each class.
-        image_size: pixels a side at which photos are judged.
-        split: a split.csv to look for duplicates on both sides of, besides the splits 'notebook' and
-            'grouped'.
-        val_fraction: share of the photos that validate in those two.
-        split_seed: decides which photos validate in 'grouped'.
-        cache_dir: where decoded photos are kept; default ~/.cache/flowers_pl.
-        workers: processes that decode; default as many as there are cores.
+        root: a folder with one folder of photos for each class.
+        image_size: pixels a side at which photos are examined.
+        split: a split.csv to check for duplicates on both sides, besides the splits 'notebook' and 'grouped'.
+        val_fraction: share of validation photos in those two splits.
+        split_seed: seed that chooses the validation photos of 'grouped'.
+        cache_dir: folder for decoded photos; default ~/.cache/flowers_pl.
+        workers: number of decoding processes; default as many as there are cores.
     """
 
     root: str = "data/flowers"
@@ -51,12 +50,12 @@ class AuditData:
 
 @dataclass
 class AuditModel:
-    """What looks at them.
+    """The network that audits them.
 
     Args:
-        weights: of the network whose features labels are checked by: a name of
-            torchvision.models.MobileNet_V2_Weights, a path to a state_dict, or null to leave out what needs a
-            network.
+        weights: pretrained weights of the network whose features are used to check labels: a name of
+            torchvision.models.MobileNet_V2_Weights, a path to a state_dict, or null to skip all checks that
+            need a network.
     """
 
     weights: str | None = "IMAGENET1K_V1"
@@ -69,35 +68,35 @@ def audit(
     write: str | None = None,
     most: int = 50,
 ) -> None:
-    """Tell what is wrong with a folder of photos: bad files, duplicates, suspect labels, odd pictures.
+    """Find what is wrong with a folder of photos: bad files, duplicates, suspect labels, poor pictures.
 
     Nothing is deleted, moved or changed.
 
     Args:
-        data: which photos.
-        model: what looks at them.
+        data: the photos.
+        model: the network.
         output: folder for audit.html, audit.txt and audit.json.
-        write: also write a list of the photos that a clean set would go without, for 'fit --data.exclude';
-            look through it first.
-        most: photos a section of audit.html.
+        write: file for a list of the photos that a clean set would do without; look through it before you
+            give it to 'fit --data.exclude'.
+        most: number of findings that audit.html shows in a section.
     """
     _check(data, output, write, most)
     network = None
     if model.weights is not None:
         network = FlowerNet(2).eval()
         load_weights(network.backbone, model.weights)
-    found = examine(
+    findings = examine(
         Path(data.root), network, data.image_size, data.split, data.val_fraction, data.split_seed,
         None if data.cache_dir is None else Path(data.cache_dir), data.workers,
     )  # fmt: skip
     folder = Path(output)
-    _write(folder / "audit.txt", report(found) + "\n")
-    _write(folder / "audit.json", json.dumps(found.as_dict(), indent=1) + "\n")
-    _write(folder / "audit.html", page(found, most))
-    show(report(found, ON_SCREEN))
+    _write(folder / "audit.txt", report(findings) + "\n")
+    _write(folder / "audit.json", json.dumps(findings.as_dict(), indent=1) + "\n")
+    _write(folder / "audit.html", render_page(findings, most))
+    show(report(findings, ON_SCREEN))
     log.info("Written to %s: audit.html, audit.txt, audit.json.", folder)
     if write is not None:
-        listed = to_leave_out(found)
+        listed = to_leave_out(findings)
         write_exclusions(write, listed)
         log.info(
             "%d photos listed in %s: look through it, remove the rows of photos to keep, and train without"
@@ -106,7 +105,7 @@ def audit(
 
 
 def _check(data: AuditData, output: str, write: str | None, most: int) -> None:
-    """Refuse at once what could not be done at the end, or would do harm."""
+    """Refuse at once what would fail at the end or do harm."""
     check_settings(data.image_size, data.val_fraction, data.workers)
     if most < 0:
         raise FlowersError(f"--most must be 0 or more, not {most}.")
@@ -115,7 +114,7 @@ def _check(data: AuditData, output: str, write: str | None, most: int) -> None:
     for option, file in (("--output", output), ("--write", write)):
         if file is not None and Path(file).resolve().is_relative_to(root):
             raise FlowersError(
-                f"{option}: {file!r} is inside --data.root, where it would pass as a photo; name another."
+                f"{option}: {file!r} is inside --data.root, where it would count as a photo; choose another."
             )
     check_writable(output, "--output")
     if write is None:
@@ -123,7 +122,7 @@ def _check(data: AuditData, output: str, write: str | None, most: int) -> None:
     check_writable(Path(write).parent, "--write")
     if Path(write).exists():
         raise FlowersError(
-            f"--write: {write!r} exists already, perhaps with your changes; give another name or remove it."
+            f"--write: {write!r} exists already, perhaps with your changes; choose another name or remove it."
         )
 
 
@@ -133,7 +132,7 @@ def _write(file: Path, text: str) -> None:
             unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FlowersError(
-            f"--output: {str(file)!r} cannot be written ({reason_of(error)}); name another folder."
+            f"--output: {str(file)!r} cannot be written ({reason_of(error)}); choose another folder."
         ) from error
 
 

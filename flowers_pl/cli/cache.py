@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.options import Options
 from flowers_pl.core.screen import show
 from flowers_pl.core.text import plural, printable
-from flowers_pl.data.cache_folder import CachedSet, cached_sets, clear_cache, default_cache_dir
+from flowers_pl.data.cache_folder import (
+    CachedSet,
+    cached_sets,
+    clear_cache,
+    default_cache_dir,
+    temporary_cache_dir,
+)
 
 UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
 
@@ -23,12 +30,29 @@ def run(args: list[str]) -> None:
     )
     settings = options.parse(args)
     given = settings.data.cache_dir
-    folder = Path(given) if given is not None else default_cache_dir()
-    if settings.clear:
+    for folder in [Path(given)] if given is not None else _default_folders():
+        _show(folder, settings.clear)
+
+
+def _default_folders() -> list[Path]:
+    """Return the folder below home and, where it is in use or there is no home, that for temporary files."""
+    try:
+        default = [default_cache_dir()]
+    except FileNotFoundError:
+        return [temporary_cache_dir()]
+    with suppress(OSError):
+        if cached_sets(temporary_cache_dir()):
+            default.append(temporary_cache_dir())
+    return default
+
+
+def _show(folder: Path, clear: bool) -> None:
+    """List what a folder holds, after clearing it if wanted."""
+    if clear:
         removed = clear_cache(folder)
         show(f"Removed {_total(removed)} from {printable(str(folder))}.")
     left = cached_sets(folder)
-    if left or not settings.clear:
+    if left or not clear:
         show("\n".join([*map(_line, left), f"{printable(str(folder))} holds {_total(left)}."]))
 
 

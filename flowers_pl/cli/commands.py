@@ -6,7 +6,7 @@ SUMMARIES = {
     "validate": "Evaluate a checkpoint on the validation side: loss, accuracy, F1.",
     "test": "Report on a checkpoint: metrics, figures, a table of all photos, misclassified ones.",
     "predict": "Write a table of photos with the probability of each class.",
-    "audit": "Find what is wrong with a folder of photos: files, duplicates, labels, odd pictures.",
+    "audit": "Find what is wrong with a folder of photos: files, duplicates, labels, poor pictures.",
     "explain": "Show where the model looks: heat maps in the run's folder gradcam.",
     "export": "Write the final model for use elsewhere, checked against its checkpoint, and a model card.",
     "cache": "List the decoded photos that are kept between runs, or remove them.",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,7 +73,7 @@ def explain(
     np.savez_compressed(folder / "maps.npz", paths=names, maps=np.stack([one.heat for one in explained]))
     for name, one in zip(names, explained, strict=True):
         if each:
-            file = folder / "each" / f"{name}.png"
+            file = folder / "each" / _name_of_picture(name)
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(overlay(one.photo, one.heat)).save(file)
     for old in ("explain.json", "faithfulness.png"):  # of other photos, perhaps
@@ -80,6 +82,14 @@ def explain(
         _measure(model, photos[:faithfulness], method, layer, folder)
     log_pictures(folder)
     log.info("%s explained by %s of %s: %s.", plural(len(explained), "image"), method, ckpt, folder)
+
+
+def _name_of_picture(path: str) -> str:
+    """Return where the overlay of a photo goes: its path and .png, cut to what a file system takes."""
+    folder, _, name = path.rpartition("/")
+    if len(os.fsencode(f"{name}.png")) > 255:
+        name = f"{os.fsdecode(os.fsencode(name)[:200])}-{zlib.crc32(os.fsencode(name)):08x}"
+    return f"{folder}/{name}.png" if folder else f"{name}.png"
 
 
 def _to_explain(

@@ -33,7 +33,7 @@ from flowers_pl.runs.progress import EpochLines
 from flowers_pl.runs.results import draw_curves, validation_images
 from flowers_pl.runs.settings import RunSettings
 from flowers_pl.runs.tables import DataFiles, EpochTable, Throughput
-from flowers_pl.runs.tensorboard import LogGradCam, LogPredictions
+from flowers_pl.runs.tensorboard import LogGradCam, LogPredictions, has_tensorboard
 from flowers_pl.training.checkpoint_callback import RunCheckpoints
 from flowers_pl.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint, unusable
 from flowers_pl.training.classifier import FlowerClassifier
@@ -197,7 +197,8 @@ def _trainer(
     loggers: list[Any] = [EpochTable(folder / METRICS)]
     if given is not False:
         board = TensorBoardLogger(folder.parent, folder.name, version="", default_hp_metric=False)
-        loggers = [board, *loggers, *(given if isinstance(given, list) else [given])]
+        boards = [board] if has_tensorboard(folder) else []
+        loggers = [*boards, *loggers, *(given if isinstance(given, list) else [given])]
     return make_trainer(
         made.trainer,
         args,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,12 @@ from torchvision.models import MobileNet_V2_Weights
 from flowers_pl.cli.mistakes import explain_mistake
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import expand_home, expanded
+from flowers_pl.core.text import escape_bytes, unescape_bytes
 
 PATHS = (
     "data.root", "data.exclude", "data.split", "data.test_root", "data.predict_root", "data.cache_dir",
-    "model.weights", "ckpt_path", "exported", "out", "images", "output", "write",
+    "model.weights", "ckpt_path", "exported", "out", "root", "images", "output",
+    "write",
 )  # fmt: skip
 NAMES = {"grouped", "notebook", *MobileNet_V2_Weights.__members__}  # that stand where a path may
 PROGRAM = "python -m flowers_pl"
@@ -105,14 +108,14 @@ class Options:
             said = explain_mistake(self.parser, self.types, self.command, args, error)
             raise FlowersError(f"{said} (see '{PROGRAM} {self.command} --help')") from error
         for name, path in _paths(settings):
-            settings[name] = expand_home(path)
+            settings[name] = expand_home(path if os.path.exists(path) else unescape_bytes(path))
         return settings
 
     def dump(self, settings: Namespace) -> str:
         """Write settings as YAML, with absolute paths: a run may be resumed from another working folder."""
         absolute = settings.clone()
         for name, path in _paths(settings):
-            absolute[name] = expanded(path)
+            absolute[name] = yaml_text(expanded(path))
         return str(self.parser.dump(absolute, skip_unset=False))
 
 
@@ -120,6 +123,11 @@ def _paths(settings: Namespace) -> list[tuple[str, str]]:
     """Return the settings that are paths."""
     values = [(name, settings.get(name)) for name in PATHS]
     return [(name, value) for name, value in values if isinstance(value, str) and value not in NAMES]
+
+
+def yaml_text(path: str) -> str:
+    """Return a path with bytes that are not UTF-8 as escapes, for YAML; `Options.parse` undoes them."""
+    return escape_bytes(path) if any("\udc80" <= letter <= "\udcff" for letter in path) else path
 
 
 def given(option: str, args: list[str]) -> str | None:

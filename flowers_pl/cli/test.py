@@ -8,9 +8,8 @@ from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.evaluating import prepare
 from flowers_pl.core.names import BEST, CARD, SPLIT
 from flowers_pl.core.screen import show
-from flowers_pl.data.split import Placed
 from flowers_pl.runs.final_model import write_card
-from flowers_pl.runs.folder import rows_of
+from flowers_pl.runs.folder import split_of
 from flowers_pl.runs.results import write_report
 
 log = logging.getLogger(__name__)
@@ -25,6 +24,7 @@ def run(args: list[str]) -> None:
     evaluation.metrics(evaluation.trainer.test, model)
     report = write_report(folder, checkpoint, evaluation.data, model.classes, model.tested)
     if (folder / CARD).is_file() and checkpoint.name == BEST:
-        write_card(folder, checkpoint, [Placed(**row) for row in rows_of(folder / SPLIT)])
+        placed = split_of(checkpoint) if (folder / SPLIT).is_file() else []
+        write_card(folder, checkpoint, placed)
     show(report.text())
     log.info("Written to %s: test.txt, test.json, predictions.csv and plots.", folder)

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import codecs
 import csv
+import errno
 import io
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.text import escape_bytes, unescape_bytes
 
+log = logging.getLogger(__name__)
+INCAPABLE = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.ENOLCK)
+"""Errors of file systems, many of them on a network, that lack a feature."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DELIMITERS = ",;\t"  # a spreadsheet saves "CSV" with its country's
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001 (spreadsheets take the wide ones too)
 
@@ -38,9 +45,9 @@ def replacing(file: Path) -> Iterator[Path]:
     unfinished = Path(name)
     try:
         yield unfinished
-        with unfinished.open("rb+") as written:
-            os.fsync(written.fileno())
-        unfinished.chmod(0o666 & ~_umask())
+        _sync(unfinished)
+        with suppress(PermissionError):  # a file system without permissions
+            unfinished.chmod(0o666 & ~_umask())
         os.replace(unfinished, file)
         sync_folder(file.parent)
     finally:
@@ -77,6 +84,7 @@ def replace_by_copy(source: Path, file: Path) -> None:
             os.link(source, unfinished)
         except OSError:
             shutil.copyfile(source, unfinished)
+            _sync(unfinished)
         os.replace(unfinished, file)
         sync_folder(file.parent)
     finally:
@@ -90,13 +98,34 @@ def _umask() -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
+    """Bring the names in a folder to the disk, if its file system can."""
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Bring what has been written to a file, or to a folder, to the disk, if its file system can."""
+    try:
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:
+        if error.errno not in (*INCAPABLE, errno.EACCES, errno.EPERM):  # a folder that cannot be listed
+            raise
+        warn_incapable("bring files to the disk at once, so a power failure may lose the newest", error)
+
+
+def warn_incapable(what: str, error: OSError) -> None:
+    """Say, once in a process, that a file system cannot do something, and that the program goes on."""
+    warn_once("A file system cannot %s (%s).", what, reason_of(error))
+
+
+@cache
+def warn_once(message: str, *args: str) -> None:
+    """Log a warning, once in a process."""
+    log.warning(message, *args)
 
 
 def expand_home(path: str) -> str:

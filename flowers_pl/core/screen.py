@@ -8,7 +8,17 @@ from typing import Any, TextIO
 
 
 def prepare_streams() -> None:
-    """Let standard output and error escape what their encoding lacks, instead of raising an error."""
+    """Let standard output and error escape what their encoding lacks, instead of raising an error.
+
+    Closed ones lead nowhere from then on: the next file that is opened would get the descriptor of a closed
+    one, and what libraries print.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest descriptor that is free: this one
+    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -39,5 +43,47 @@ def processor() -> str:
 
 
 def available_cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Count the cores that this process may use, by its affinity and by the CPU quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, cpu_quota())))
+
+
+def limit_threads() -> None:
+    """Let torch compute on no more threads than there are cores, which it counts without the CPU quota."""
+    if "OMP_NUM_THREADS" not in os.environ and available_cores() < torch.get_num_threads():
+        torch.set_num_threads(available_cores())
+
+
+def cpu_quota(root: Path = Path("/")) -> float:
+    """Return how many cores the control groups of this process may keep busy: infinite without a quota.
+
+    The quota of a group holds for all groups in it, so the smallest counts. Inside a container the path of
+    its group may be that of the host, and the files those of the container, in the folder where they begin.
+
+    Args:
+        root: of the file system.
+    """
+    quotas = [math.inf]
+    for folder in _control_groups(root):
+        with suppress(OSError, ValueError, ZeroDivisionError):  # no such file; "max" and -1 are no quota
+            quota, period = map(int, (folder / "cpu.max").read_text().split())
+            quotas.append(quota / period)
+        with suppress(OSError, ValueError, ZeroDivisionError):
+            quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            quotas += [quota / period] if quota > 0 else []
+    return min(quotas)
+
+
+def _control_groups(root: Path) -> Iterator[Path]:
+    """Yield the folders of this process's control groups (cgroup v1 and v2) and of all groups around them."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(errors="replace").splitlines()
+    except OSError:  # not Linux
+        return
+    for controllers, path in (line.split(":", 2)[1:] for line in lines if line.count(":") >= 2):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for mount in ("", "unified") if not controllers else (controllers, "cpu"):
+            base = root / "sys/fs/cgroup" / mount
+            group = base / path.strip("/")
+            yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(base))

@@ -10,6 +10,7 @@ photo has a matrix of its own. On a CPU, OpenCV warps the photos one by one, fou
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,15 +20,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.text import printable
 
+log = logging.getLogger(__name__)
+_warn_once = threading.Lock()  # never released: photos are augmented in several threads
 try:
     import cv2
-except ImportError as reason:  # its wheel wants a libGL, which small containers lack
-    cv2 = None  # type: ignore[assignment]
-    logging.getLogger(__name__).info("OpenCV cannot be loaded (%s): augmentation is slower.", reason)
 
-if cv2 is not None:
-    cv2.setNumThreads(1)  # photos are small, and are spread over threads as wholes
+    cv2.setNumThreads(1)  # photos are small, and each thread augments whole ones
+except Exception as error:  # one of the libraries that it needs is missing, or of another version
+    cv2 = None  # type: ignore[assignment]
+    _cv2_error = printable(str(error)) or type(error).__name__
 DRAWS = 7  # per photo: rotation, shift right, shift down, zoom across, zoom down, flip, brightness
 BITS = 24  # of each draw: as many as float32 holds
 
@@ -117,8 +120,13 @@ def augment(photos: Tensor, draws: Tensor, ranges: Augmentation) -> Tensor:
     >>> augment(photos, draws, Augmentation()).shape
     torch.Size([2, 3, 32, 32])
     """
-    on_cpu = photos.device.type == "cpu" and cv2 is not None
-    return (augment_opencv if on_cpu else augment_torch)(photos, draws, ranges)
+    if photos.device.type != "cpu":
+        return augment_torch(photos, draws, ranges)
+    if cv2 is None:
+        if _warn_once.acquire(blocking=False):
+            log.warning("OpenCV cannot be imported (%s), so augmentation is four times slower.", _cv2_error)
+        return augment_torch(photos, draws, ranges)
+    return augment_opencv(photos, draws, ranges)
 
 
 def augment_opencv(photos: Tensor, draws: Tensor, ranges: Augmentation) -> Tensor:

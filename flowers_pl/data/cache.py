@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from flowers_pl.core.errors import FlowersError, reason_of
-from flowers_pl.core.files import replacing, replacing_folder
+from flowers_pl.core.files import FULL, replacing, replacing_folder, warn_once
 from flowers_pl.core.text import printable
 from flowers_pl.data.cache_folder import (
     PIXELS,
@@ -25,11 +25,13 @@ from flowers_pl.data.cache_folder import (
     entry_lock,
     remove_leftovers,
     reserve,
+    temporary_cache_dir,
 )
 from flowers_pl.data.decode_workers import Unreadable, decode_rows
 from flowers_pl.data.decoding import UnreadablePhoto, load_photo
 from flowers_pl.data.duplicates import THUMB
 from flowers_pl.data.folder import UNREADABLE, LeftOut, Photo
+from flowers_pl.data.formats import get_limits
 
 VERSION = 2  # of what `decoding.py` and `duplicates.py` compute: a change there needs a new number here
 
@@ -133,19 +135,26 @@ def decode_photos(
         FlowersError: the cache cannot be written, or a worker was killed.
     """
     root = root.resolve()
-    cache_dir = cache_dir or default_cache_dir()
     name = f"{root.name}-{_hash(str(root))[:12]}-{size}{'' if keep else '-unkept'}"
     cache = _Cache(root, photos, size, keep, workers)
+    folder = cache_dir
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
         try:
-            return cache.load_or_build(cache_dir / name, retry)
-        except PermissionError:  # another user's, and it is out of date
-            return cache.load_or_build(cache_dir / f"{name}-user{getattr(os, 'getuid', int)()}", retry)
+            folder = cache_dir or default_cache_dir()
+            return cache.find(folder, name, retry)
+        except OSError as error:
+            if cache_dir is not None or error.errno in FULL:
+                raise
+            folder = temporary_cache_dir()
+            warn_once(
+                "The default cache folder cannot be used (%s), so decoded photos are kept in %s;"
+                " --data.cache_dir names another one.", str(error), str(folder),
+            )  # fmt: skip
+            return cache.find(folder, name, retry)
     except OSError as error:
         way_out = "choose another folder or give --data.cache false" if keep else "or choose another folder"
         raise FlowersError(
-            f"--data.cache_dir: decoded photos cannot be written to {str(cache_dir)!r} ({reason_of(error)});"
+            f"--data.cache_dir: decoded photos cannot be written to {str(folder)!r} ({reason_of(error)});"
             f" make room, {way_out}."
         ) from error
 
@@ -169,7 +178,15 @@ class _Cache:
     def __init__(self, root: Path, photos: list[Photo], size: int, keep: bool, workers: int | None) -> None:
         self.root, self.photos, self.size, self.keep, self.workers = root, photos, size, keep, workers
         states = [(photo.path, *_state(root / photo.path)) for photo in photos]
-        self.key = _hash(repr((VERSION, size, states)))
+        self.key = _hash(repr((VERSION, size, get_limits(), states)))
+
+    def find(self, cache_dir: Path, name: str, retry: bool) -> DecodedPhotos:
+        """Load or build the entry of a name, or one of this user's own."""
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            return self.load_or_build(cache_dir / name, retry)
+        except PermissionError:  # another user's, and it is out of date
+            return self.load_or_build(cache_dir / f"{name}-user{getattr(os, 'getuid', int)()}", retry)
 
     def load_or_build(self, entry: Path, retry: bool) -> DecodedPhotos:
         """Load an entry; build it where there is none, and complete it where faults may have passed."""

@@ -10,14 +10,16 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
 from flowers_pl.core.errors import FlowersError, reason_of
+from flowers_pl.core.files import INCAPABLE, warn_incapable
 
 try:
     import fcntl
@@ -26,6 +28,7 @@ except ImportError:  # not on Windows, where a file that is mapped cannot be rem
 
 TABLE, PIXELS, THUMBS = "table.json", "pixels.npy", "thumbs.npy"
 LOCK_MODE = 0o666  # whoever can write to the folder can wait for its lock
+LEFT_ALONE = 86_400.0  # seconds after which nobody is building, where locks cannot tell
 ENTRY = r".+-[0-9a-f]{12}-\d+(-unkept)?(-user\d+)?"
 LEFTOVER = rf"\.(?P<entry>{ENTRY})-[a-z0-9_]{{8}}"  # what a killed process was building
 
@@ -50,12 +53,27 @@ def default_cache_dir() -> Path:
     """Return `$XDG_CACHE_HOME/flowers_pl`, or `~/.cache/flowers_pl`.
 
     Raises:
-        FlowersError: there is no home.
+        FileNotFoundError: there is no home.
     """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowers_pl"
-    except RuntimeError as error:
-        raise FlowersError(f"--data.cache_dir: there is no home folder ({error}); name a folder.") from error
+    except RuntimeError as error:  # neither HOME nor an entry in the list of users
+        raise FileNotFoundError(errno.ENOENT, "there is no home folder") from error
+
+
+def temporary_cache_dir() -> Path:
+    """Make a folder for caches below the system's temporary folder that only this user can write to.
+
+    Raises:
+        OSError: there is no temporary folder.
+    """
+    user = getattr(os, "getuid", int)()
+    folder = Path(tempfile.gettempdir(), f"flowers_pl-{user}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    stat = folder.lstat()
+    if folder.is_symlink() or (hasattr(os, "getuid") and (stat.st_uid != user or stat.st_mode & 0o022)):
+        return Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))  # another user was there first
+    return folder
 
 
 def reserve(file: int, num_bytes: int) -> None:
@@ -77,9 +95,28 @@ def reserve(file: int, num_bytes: int) -> None:
     os.ftruncate(file, num_bytes)
 
 
-def entry_lock(entry: Path, timeout: float = -1) -> FileLock:
-    """Return the lock that whoever builds or removes an entry must hold."""
-    return FileLock(f"{entry}.lock", timeout, mode=LOCK_MODE)
+def entry_lock(entry: Path, timeout: float = -1) -> AbstractContextManager[object]:
+    """Return the lock that whoever builds or removes an entry must hold; none where there are no locks."""
+    return FileLock(f"{entry}.lock", timeout, mode=LOCK_MODE) if _has_locks(entry.parent) else nullcontext()
+
+
+def _has_locks(folder: Path) -> bool:
+    """Return whether the file system of a folder has locks.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    if fcntl is None:
+        return True
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in INCAPABLE:
+                raise
+            warn_incapable("lock files; run one command at a time on these photos", error)
+            return False
+    return True
 
 
 class Hold:
@@ -108,7 +145,9 @@ def remove_leftovers(entry: Path) -> None:
     for folder in entry.parent.glob(".*"):
         leftover = re.fullmatch(LEFTOVER, folder.name)
         if leftover and leftover["entry"] == entry.name:
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):  # it was another process's, which has put it in place
+                if _has_locks(entry.parent) or time.time() - folder.stat().st_mtime > LEFT_ALONE:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def cached_sets(cache_dir: Path | None = None) -> list[CachedSet]:
@@ -187,7 +226,8 @@ def _is_built(folder: Path) -> bool:
     lock = Path(f"{_entry_of(folder)}.lock")
     try:
         if lock.exists():
-            entry_lock(_entry_of(folder)).acquire(timeout=0).lock.release()
+            with entry_lock(_entry_of(folder), timeout=0):
+                pass
     except Timeout:
         return True
     except OSError:

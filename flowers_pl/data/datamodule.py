@@ -21,6 +21,7 @@ from flowers_pl.data.download import download_flower_photos
 from flowers_pl.data.drawing_folder import write_drawings
 from flowers_pl.data.feature_cache import FeatureCache
 from flowers_pl.data.folder import TEST, VAL, LeftOut, Photo, list_photos, list_pictures, split_folders
+from flowers_pl.data.formats import Limits, set_limits
 from flowers_pl.data.prefetch import PrefetchLoader
 from flowers_pl.data.preparation import Preparation
 from flowers_pl.data.sampling import Balance, BatchSampler
@@ -28,6 +29,7 @@ from flowers_pl.data.split import Placed
 from flowers_pl.data.split_photos import SplitPhotos, SplitSettings, check_settings, class_numbers
 
 log = logging.getLogger(__name__)
+SETTINGS = ("image_size", "val_fraction", "split", "split_seed", "exclude", "drawn", "drawn_size")
 
 
 class FlowersDataModule(L.LightningDataModule):
@@ -58,6 +60,7 @@ class FlowersDataModule(L.LightningDataModule):
         cache_dir: folder for decoded photos; default ~/.cache/flowers_pl.
         workers: processes that decode the photos once, and threads that prepare batches; default as many as
             there are cores, 0 for none.
+        limits: what is refused, against pictures that would exhaust memory or time.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -91,14 +94,12 @@ class FlowersDataModule(L.LightningDataModule):
         cache: bool = True,
         cache_dir: str | None = None,
         workers: int | None = None,
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
-        check_settings(image_size, val_fraction, workers)
-        if batch_size < 1:
-            raise FlowersError(f"--data.batch_size must be at least 1, not {batch_size}.")
-        if drawn < 0 or drawn == 1:
-            raise FlowersError(f"--data.drawn must be 0 or at least 2, not {drawn}.")
-        self.root, self.image_size, self.batch_size = Path(root), image_size, batch_size
+        set_limits(limits)
+        check_settings(image_size, val_fraction, workers, batch_size, drawn)
+        self.root, self.image_size, self.batch_size = Path(root).expanduser(), image_size, batch_size
         self.val_fraction, self.split, self.split_seed, self.seed = val_fraction, split, split_seed, seed
         self.exclude = None if exclude is None else str(Path(exclude).resolve())
         self.augmentation, self.workers = augmentation, workers
@@ -120,24 +121,28 @@ class FlowersDataModule(L.LightningDataModule):
         """Draw or download what is missing, then decode all photos; called on one rank of each machine.
 
         Raises:
-            FlowersError: there are no photos and no way to get them, or the folder is not as
-                `photos.list_photos` wants it.
+            FlowersError: there are no photos and no way to get them; or as `folder.list_photos` does.
         """
         if self._split is not None or not self._needs_root():
             return
         if self.drawn:
             write_drawings(self.root, self.drawn, self.split_seed, self.drawn_size)
             log.info("%s holds drawings, not photos: %d of each kind.", self.root, self.drawn)
-        elif not self.root.exists() and self.root == Path("data/flowers"):
+        elif not self.root.exists() and self.root.absolute() == Path("data/flowers").absolute():
             download_flower_photos(self.root)
         self._list_and_decode(retry=True)
 
     def _needs_root(self) -> bool:
         fn = self.trainer.state.fn if self.trainer is not None else TrainerFn.FITTING
-        if fn == TrainerFn.TESTING and self.test_root is None:
-            tests = [name for name, side in split_folders(self.root).items() if side == TEST]
-            self.test_root = str(self.root / tests[0]) if tests else None
-        return not (fn == TrainerFn.PREDICTING or (fn == TrainerFn.TESTING and self.test_root is not None))
+        if fn == TrainerFn.TESTING:
+            return self._find_test_root() is None
+        return fn != TrainerFn.PREDICTING
+
+    def _find_test_root(self) -> str | None:
+        tests = [name for name, side in split_folders(self.root).items() if side == TEST]
+        if self.test_root is None and tests:
+            self.test_root = str(self.root / tests[0])
+        return self.test_root
 
     def _list_and_decode(self, retry: bool) -> tuple[list[Photo], DecodedPhotos]:
         listed = list_photos(self.root)
@@ -158,8 +163,8 @@ class FlowersDataModule(L.LightningDataModule):
             self.classes, self.image_size = list(module.classes), module.image_size
         if stage == "predict":
             self._setup_predict()
-        elif not self._needs_root() and self.test_root is not None:
-            self._setup_test(Path(self.test_root))
+        elif stage == "test" and (test_root := self._find_test_root()) is not None:
+            self._setup_test(Path(test_root))
         elif self._split is None:
             self._setup_split()
 
@@ -289,13 +294,4 @@ class FlowersDataModule(L.LightningDataModule):
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the validation side, in types that any checkpoint may hold."""
-        return {
-            "root": str(self.root.resolve()),
-            "image_size": self.image_size,
-            "val_fraction": self.val_fraction,
-            "split": self.split,
-            "split_seed": self.split_seed,
-            "exclude": self.exclude,
-            "drawn": self.drawn,
-            "drawn_size": self.drawn_size,
-        }
+        return {"root": str(self.root.resolve()), **{name: getattr(self, name) for name in SETTINGS}}

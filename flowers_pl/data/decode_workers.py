@@ -18,6 +18,7 @@ from flowers_pl.core.system import available_cores
 from flowers_pl.data.decoding import UnreadablePhoto, read_photo, resize_photo
 from flowers_pl.data.duplicates import Fingerprint, fingerprint
 from flowers_pl.data.folder import Photo
+from flowers_pl.data.formats import get_limits, set_limits
 
 log = logging.getLogger(__name__)
 CHUNK = 16  # photos that a worker decodes before it reports
@@ -28,7 +29,7 @@ class Unreadable(NamedTuple):
 
     Args:
         reason: for the user.
-        may_pass: whether that is a fault of the moment, such as a network drive's, not of the file's bytes.
+        may_pass: whether the same bytes may be read another time, see `UnreadablePhoto`.
     """
 
     reason: str
@@ -85,6 +86,8 @@ def decode_rows(
 
 
 def _start(decoder: _Decoder, workers: int) -> Iterator[Decoded]:
+    if workers:
+        multiprocessing.Lock()  # an error here leaves no loader half made
     loader = DataLoader(
         decoder,
         batch_size=None,
@@ -103,29 +106,25 @@ class _Decoder(Dataset[Decoded]):
         self, root: Path, photos: Sequence[Photo], rows: Sequence[int], size: int, pixels: Path | None
     ) -> None:
         self.root, self.photos, self.rows, self.size, self.pixels = root, photos, rows, size, pixels
+        self.limits = get_limits()  # a worker that is not forked does not have them
 
     def __len__(self) -> int:
         return -(-len(self.rows) // CHUNK)
 
     def __getitem__(self, chunk: int) -> Decoded:
+        set_limits(self.limits)
         pixels = None if self.pixels is None else np.load(self.pixels, mmap_mode="r+")
         decoded: Decoded = []
         for row in self.rows[chunk * CHUNK : (chunk + 1) * CHUNK]:
             try:
                 photo = read_photo(self.root / self.photos[row].path)
             except UnreadablePhoto as reason:
-                decoded.append((row, Unreadable(str(reason), _may_pass(reason))))
+                decoded.append((row, Unreadable(str(reason), reason.may_pass)))
                 continue
             if pixels is not None:
                 pixels[row] = resize_photo(photo, self.size).permute(1, 2, 0).numpy()
             decoded.append((row, fingerprint(photo)))
         return decoded
-
-
-def _may_pass(reason: UnreadablePhoto) -> bool:
-    """Return whether the system failed, and not the file: Pillow's OSErrors have no number."""
-    cause = reason.__cause__
-    return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None)
 
 
 def _unchanged(chunk: Decoded) -> Decoded:

@@ -96,7 +96,7 @@ class FeatureCache(Dataset[Batch]):
             log.warning(
                 "--data.cache_dir: validation features (%.1f MB) cannot be stored in %s (%s),"
                 " so they are computed in each epoch.",
-                len(self) * num_bytes / 1e6, self.folder or tempfile.gettempdir(), reason_of(error),
+                len(self) * num_bytes / 1e6, self.folder or "the temporary folder", reason_of(error),
             )  # fmt: skip
             return
         shape = features.permute(0, 2, 3, 1).shape if features.dim() == 4 else features.shape

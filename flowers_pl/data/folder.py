@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.text import nfc, printable
+from flowers_pl.core.text import nfc, plural, printable
 
 log = logging.getLogger(__name__)
 NAMED = 20  # unreadable files that are named on screen
@@ -177,9 +177,9 @@ def list_photos(root: str | os.PathLike[str], option: str = "--data.root") -> li
     """
     class_names, photos = list_class_files(root, option)
     if empty := sorted(set(class_names) - {photo.label for photo in photos}):
-        raise FlowersError(
-            f"{option}: class folder {str(Path(root, empty[0]))!r} is empty; put photos there or remove it."
-        )
+        folders = [Path(root, parent, empty[0]) for parent in split_folders(root) or [""]]
+        folder = next((path for path in folders if path.is_dir()), folders[0])
+        raise FlowersError(f"{option}: class folder {str(folder)!r} is empty; put photos there or remove it.")
     return photos
 
 
@@ -220,8 +220,8 @@ def check_classes(
     for label in class_names:
         if counts[label] < least:
             raise FlowersError(
-                f"--data.root: class {label!r} in {str(root)!r} has {counts[label]} usable photos; put"
-                f" {needed if least > 1 else 'some among the photos to train on'} or remove it."
+                f"--data.root: class {label!r} in {str(root)!r} has {plural(counts[label], 'usable photo')};"
+                f" put {needed if least > 1 else 'some among the photos to train on'} or remove it."
             )
     return class_names
 

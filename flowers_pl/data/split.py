@@ -171,17 +171,18 @@ def check_sides(placed: Sequence[Placed], class_names: Sequence[str], every_clas
         FlowersError: a class has no photo to train on, or none to validate with.
     """
     present = {(photo.label, photo.side) for photo in placed}
+    two = "put at least two different photos in its folder (copies count as one photo), or remove the folder"
+    way_out = two if every_class else "put photos of it there, or remove the class"
     for label in class_names:
         for side in (TRAIN, VAL) if every_class else (TRAIN,):
             if (label, side) not in present:
                 raise FlowersError(
-                    f"--data.split: class {label!r} has no photo on the side {side!r}; put at least two"
-                    " different photos in its folder (copies count as one photo), or remove the folder."
+                    f"--data.split: class {label!r} has no photo on the side {side!r}; {way_out}."
                 )
     if unseen := [label for label in class_names if (label, VAL) not in present]:
         log.warning(
-            "No photo of %d classes validates, so nothing says how well the model knows them: %s%s.",
-            len(unseen), printable(", ".join(unseen[:NAMED])), ", …" if len(unseen) > NAMED else "",
+            "Classes without a photo to validate with: %s%s; nothing says how well the model knows them.",
+            printable(", ".join(unseen[:NAMED])), ", …" if len(unseen) > NAMED else "",
         )  # fmt: skip
     if VAL not in {photo.side for photo in placed}:
         raise FlowersError(

@@ -113,7 +113,7 @@ class SplitPhotos:
         class_names = list(model_classes) or found
         class_numbers(found, class_names, settings.root)
         if by_folders:
-            log.info("%s: its folders %s are used as the split.", settings.root, ", ".join(sides))
+            log.info("%s: its folders are used as the split: %s.", settings.root, ", ".join(sides))
             groups = duplicate_groups(compared.digests, compared.phashes, compared.thumbs)
             placed, conflicts = folder_split(
                 compared.photos, groups, sides, settings.val_fraction, settings.split_seed
@@ -200,8 +200,10 @@ def _log_split(
         log.warning("Duplicates are on both sides of the split: %s.", printable(", ".join(paths)))
 
 
-def check_settings(image_size: int, val_fraction: float, workers: int | None) -> None:
-    """Check settings that `audit` has too.
+def check_settings(
+    image_size: int, val_fraction: float, workers: int | None, batch_size: int = 1, drawn: int = 0
+) -> None:
+    """Check numbers among the settings; `audit` has some of them.
 
     Raises:
         FlowersError: one is out of its range.
@@ -214,3 +216,7 @@ def check_settings(image_size: int, val_fraction: float, workers: int | None) ->
         raise FlowersError(f"--data.val_fraction must be more than 0 and less than 1, not {val_fraction}.")
     if workers is not None and workers < 0:
         raise FlowersError(f"--data.workers must be 0 or more, not {workers}.")
+    if batch_size < 1:
+        raise FlowersError(f"--data.batch_size must be at least 1, not {batch_size}.")
+    if drawn < 0 or drawn == 1:
+        raise FlowersError(f"--data.drawn must be 0 or at least 2, not {drawn}.")

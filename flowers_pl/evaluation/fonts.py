@@ -31,7 +31,7 @@ SUGGESTED = (  # up to which code point: the font, and its Debian package
     (0x20000, "Symbola (fonts-symbola)"),
     (0x110000, "Noto Sans CJK (fonts-noto-cjk)"),
 )
-_reported: set[str] = set()  # letters that no font has
+_reported: set[str] = set()  # fonts that were named as missing
 
 
 class FontedFigure(Figure):
@@ -106,10 +106,11 @@ def _letters_of(file: str) -> frozenset[str]:
 
 
 def _report(lacking: str) -> None:
-    new = [letter for letter in lacking if letter not in _reported]
+    font_of = {letter: next(font for end, font in SUGGESTED if ord(letter) < end) for letter in lacking}
+    new = [letter for letter in lacking if font_of[letter] not in _reported]
     if new:
-        _reported.update(new)
-        fonts = {next(font for end, font in SUGGESTED if ord(letter) < end) for letter in new}
+        fonts = {font_of[letter] for letter in new}
+        _reported.update(fonts)
         shown = "".join(new[:20]) + ("…" if len(new) > 20 else "")
         log.warning(
             "No font here has %s, so figures show boxes; install %s.", shown, " and ".join(sorted(fonts))

@@ -22,6 +22,8 @@ from flowers_pl.evaluation.figures import new_figure, short_name, show_image
 from flowers_pl.explain.explanations import Explained
 
 HEAT_MEANS = "evidence for the class (1: the strongest in this photo)"
+STRIP = 256  # rows of a photo that are coloured at a time
+DISPLAYED = 1600  # pixels of the longer side of a photo in a figure
 HEAT = "turbo"  # blue is cold and red is hot, as readers of heat maps expect; smoother than jet
 
 
@@ -42,9 +44,24 @@ def overlay(photo: Tensor, heat: np.ndarray, strength: float = 0.5) -> np.ndarra
     Returns:
         uint8 (H, W, 3), RGB.
     """
-    colours = 255 * colormaps[HEAT](resize_heat(heat, *photo.shape[1:]))[..., :3]
-    pixels = photo.permute(1, 2, 0).numpy()
-    return np.asarray((1 - strength) * pixels + strength * colours + 0.5, dtype=np.uint8)
+    pixels, resized = photo.permute(1, 2, 0).numpy(), resize_heat(heat, *photo.shape[1:])
+    blended = np.empty(pixels.shape, np.uint8)
+    for start in range(0, len(pixels), STRIP):  # colours take 32 bytes a pixel
+        rows = slice(start, start + STRIP)
+        colours = 255 * colormaps[HEAT](resized[rows])[..., :3]
+        blended[rows] = (1 - strength) * pixels[rows] + strength * colours + 0.5
+    return blended
+
+
+def _displayed(photo: Tensor) -> Tensor:
+    """Return a photo at the size at which a figure shows it at most."""
+    height, width = photo.shape[1:]
+    scale = DISPLAYED / max(height, width)
+    return (
+        photo
+        if scale >= 1
+        else resize_photo(photo, (max(1, round(height * scale)), max(1, round(width * scale))))
+    )
 
 
 def explanation_figure(explained: Explained, title: str = "", most: int = 5) -> Figure:
@@ -57,13 +74,13 @@ def explanation_figure(explained: Explained, title: str = "", most: int = 5) -> 
     >>> explanation_figure(explained).get_suptitle()
     'predicted rose, truth daisy'
     """
-    photo, (height, width) = explained.photo, explained.photo.shape[1:]
+    photo, (height, width) = _displayed(explained.photo), explained.photo.shape[1:]
     aspect = min(max(width / height, 0.4), 2.5)
     figure = new_figure(3 * 3 * aspect**0.5 + 4, 3 * aspect**-0.5 + 0.9)
     axes = figure.subplots(1, 4, width_ratios=[1, 1, 1, 0.9])
     show_image(axes[0], photo.permute(1, 2, 0).numpy())
     axes[0].set_title(f"photo ({width} x {height})", fontsize=10)
-    heat = axes[1].imshow(resize_heat(explained.heat, height, width), cmap=HEAT, vmin=0, vmax=1)
+    heat = axes[1].imshow(resize_heat(explained.heat, *photo.shape[1:]), cmap=HEAT, vmin=0, vmax=1)
     axes[1].set(xticks=[], yticks=[])
     axes[1].set_title(f"heat map for\n{short_name(explained.target)}", fontsize=10)
     show_image(axes[2], overlay(photo, explained.heat))

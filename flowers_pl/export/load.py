@@ -108,7 +108,7 @@ def _open_onnx(path: Path) -> Opened:
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a dozen errors for bad files, without a common base
         raise _foreign(path) from error
     if [node.name for node in (*session.get_inputs(), *session.get_outputs())] != [INPUT, OUTPUT]:
@@ -123,8 +123,8 @@ def _open_onnx(path: Path) -> Opened:
 def _open_torch(path: Path) -> Opened:
     try:
         facts = check_archive(path)
-        with quiet():
-            module = load_pt2(path).exported_programs["model"].module()
+        with quiet(), path.open("rb") as stream:  # its path may not be UTF-8
+            module = load_pt2(stream).exported_programs["model"].module()
     except FlowersError:
         raise
     except Exception as error:  # torch raises almost anything on damaged archives

@@ -40,7 +40,7 @@ def check_archive(path: Path) -> dict[str, Any]:
     Raises:
         FlowersError: the file holds anything that `export_torch` does not write.
     """
-    with PT2ArchiveReader(str(path)) as archive:
+    with path.open("rb") as stream, PT2ArchiveReader(stream) as archive:
         if unknown := [name for name in archive.get_file_names() if not _MEMBERS.fullmatch(name)]:
             raise _refused(path, unknown[0])
         for kind in ("weights", "constants"):

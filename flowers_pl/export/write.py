@@ -79,8 +79,9 @@ def export_torch(model: FlowerClassifier, file: Path) -> None:
         program = torch.export.export(Deployable(model), (EXAMPLE,), dynamic_shapes=(FREE,))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
-    with quiet(), written_whole(file) as unfinished:
-        torch.export.save(program, unfinished, extra_files={METADATA: json.dumps(metadata(model))})
+    # By a stream, for the path may not be UTF-8.
+    with quiet(), written_whole(file) as unfinished, unfinished.open("wb") as stream:
+        torch.export.save(program, stream, extra_files={METADATA: json.dumps(metadata(model))})
 
 
 def export_onnx(model: FlowerClassifier, file: Path) -> None:

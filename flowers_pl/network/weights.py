@@ -127,6 +127,8 @@ def _sha256(file: Path) -> str:
 
 def _is_writable(folder: Path) -> bool:
     """Make a folder, and return whether files can be written to it."""
+    if str(folder).startswith("~"):  # there is no home
+        return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

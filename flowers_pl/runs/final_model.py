@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import read_json, write_json
+from flowers_pl.core.files import read_json, replacing, write_json
 from flowers_pl.core.names import CARD, EXPORTS, KEY, LEFT_OUT, SPLIT, TEST_JSON
 from flowers_pl.core.system import processor
 from flowers_pl.core.text import plural
@@ -81,12 +81,16 @@ def write_final(
         results: how the model was evaluated, for its card where `test` has not evaluated it.
 
     Raises:
-        FlowersError: the exported model does not agree with the checkpoint.
+        FlowersError: the exported model does not agree with the checkpoint, or there are no training photos
+            to calibrate int8 on.
     """
     from flowers_pl.export.load import Exported
+    from flowers_pl.export.quantize import NO_PHOTOS
     from flowers_pl.export.verify import check_export, generated_images
     from flowers_pl.export.write import export_onnx, export_torch
 
+    if quantize and not any((root / photo.path).is_file() for photo in placed if photo.side == TRAIN):
+        raise FlowersError(NO_PHOTOS)
     log.info("Writing %s and comparing it with %s …", file, ckpt)
     (export_onnx if file.suffix == ".onnx" else export_torch)(model, file)
     validating = [photo.path for photo in placed if photo.side == VAL]
@@ -94,7 +98,7 @@ def write_final(
     exported = Exported.open(file)
     agreement = check_export(exported, model, (photo for _, photo in _photos_there(root, checked)))
     if not agreement.photos:
-        log.warning("No validation photo is below '%s', so %s is checked on generated images.", root, file)
+        log.warning("No validation photo is below %r, so %s is checked on generated images.", str(root), file)
         agreement = check_export(exported, model, generated_images(), "generated image")
     agreement.verify()
     files = {file.name: f"{agreement}; checked on {processor()}"}
@@ -105,8 +109,9 @@ def write_final(
 
 
 def _photos_there(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield paths and photos that are still below `root`."""
-    return readable_photos(root, (path for path in paths if (root / path).is_file()))
+    """Yield paths and photos; name those that are missing, but for a folder that holds none of them."""
+    listed = list(paths)
+    return readable_photos(root, listed if any((root / path).is_file() for path in listed) else ())
 
 
 def _write_int8(file: Path, root: Path, placed: Sequence[Placed]) -> dict[str, str]:
@@ -132,7 +137,7 @@ def _write_int8(file: Path, root: Path, placed: Sequence[Placed]) -> dict[str, s
         measured = f"{loss} on {plural(len(rows), 'validation image')}"
     measured = (
         f"{small.stat().st_size / 1e6:.2f} MB, {measured}; checked on {processor()}. Its weights are so small"
-        " that sums of two products fit in 16 bits, so processors without VNNI give the same answers"
+        " that products add up within 16 bits, so that it is as accurate on processors without VNNI"
     )
     log.info("%s: %s", small, measured)
     return {small.name: measured}
@@ -160,7 +165,8 @@ def write_card(
 
     checkpoint, listed = read_checkpoint(ckpt), folder / EXPORTS
     step = checkpoint["global_step"]
-    before, tested = _read_json(listed), _read_json(ckpt.parent / TEST_JSON)
+    before = _read_known(listed, step=int, files=dict)
+    tested = _read_known(ckpt.parent / TEST_JSON, judged=str, photos=int)
     if before.get("step", step) != step:
         for name in before["files"].keys() - files.keys():
             if (folder / name).exists():
@@ -177,15 +183,26 @@ def write_card(
         checkpoint[KEY] | {"average": checkpoint.get(AVERAGE, {}).get("decay", 0)},
         checkpoint["hyper_parameters"],
         placed,
-        len(rows_of(ckpt.parent / LEFT_OUT)),
+        len(rows_of(ckpt.parent / LEFT_OUT, ["path"])),
         tested or results,
         every,
     )
-    (folder / CARD).write_text(card, encoding="utf-8")
+    with replacing(folder / CARD) as unfinished:
+        unfinished.write_text(card, encoding="utf-8")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}
+def _read_known(file: Path, **entries: type) -> dict[str, Any]:
+    """Read a file that `write_card` or `test` wrote; return nothing where it is missing or damaged."""
+    if not file.is_file():
+        return {}
+    try:
+        content = read_json(file)
+        if all(isinstance(content[name], kind) for name, kind in entries.items()):
+            return content
+    except (OSError, ValueError, LookupError, TypeError):  # no JSON, or other JSON
+        pass
+    log.warning("%s is damaged, so the model card does not use it.", file)
+    return {}
 
 
 def predict_exported(file: Path, data: FlowersDataModule) -> tuple[list[str], list[Prediction]]:

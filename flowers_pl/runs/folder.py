@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import read_csv
 from flowers_pl.core.names import KEY, SPLIT
 from flowers_pl.core.text import printable
 from flowers_pl.data.decoding import UnreadablePhoto, read_photo
-from flowers_pl.data.split import Placed
+from flowers_pl.data.split import HEADER, Placed
 from flowers_pl.training.checkpoint_files import read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -45,12 +46,26 @@ def split_of(ckpt: Path) -> list[Placed]:
         raise FlowersError(
             f"{str(file)!r} is missing, so the validation photos are not known; give --images."
         )
-    return [Placed(**row) for row in rows_of(file)]
+    return [Placed(*(row[name] for name in HEADER)) for row in rows_of(file, HEADER)]
 
 
-def rows_of(file: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file; none where there is no file."""
-    return read_csv(file) if file.is_file() else []
+def rows_of(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Return the rows of a table that a run wrote; none where there is no file.
+
+    Args:
+        file: the table.
+        columns: those that it must have.
+
+    Raises:
+        FlowersError: it cannot be read, or is not such a table.
+    """
+    try:
+        return read_csv(file, columns) if file.is_file() else []
+    except (OSError, csv.Error, LookupError, UnicodeError) as error:
+        why = reason_of(error) if not isinstance(error, LookupError) else f"no column {error.args[0]!r}"
+        raise FlowersError(
+            f"{str(file)!r} is not as the run wrote it ({why}); restore it or move it away."
+        ) from error
 
 
 def readable_photos(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Tensor]]:

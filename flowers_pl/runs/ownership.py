@@ -37,6 +37,7 @@ class RunFolder:
         self.path = path
         self._file = path / OWNER
         self._released = threading.Event()
+        self._made_parent = not path.parent.exists()
 
     @classmethod
     def new(cls, parent: Path, name: str) -> RunFolder:
@@ -72,11 +73,12 @@ class RunFolder:
         return folder
 
     def release(self) -> None:
-        """Let others enter; remove the folder where nothing was written to it."""
+        """Let others enter; remove the folder, and its parent if new, where nothing was written."""
         self._released.set()
         self._file.unlink(missing_ok=True)
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            self.path.rmdir()
+        for folder in (self.path, self.path.parent)[: 2 if self._made_parent else 1]:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def _make(self) -> bool:
         self.path.parent.mkdir(parents=True, exist_ok=True)

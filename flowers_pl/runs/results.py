@@ -24,6 +24,7 @@ from flowers_pl.evaluation.predictions import prediction_rows, write_predictions
 from flowers_pl.evaluation.report import Report, evaluate
 from flowers_pl.runs.folder import readable_photos
 from flowers_pl.runs.tables import read_table
+from flowers_pl.runs.tensorboard import has_tensorboard
 from flowers_pl.training.checkpoint_files import read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ def save_figure(figure: Figure, file: Path) -> None:
 
 def log_pictures(folder: Path) -> None:
     """Let TensorBoard show the PNG files of a folder, as they are now: as a run of the folder's name."""
+    if not has_tensorboard(folder):
+        return
     from torch.utils.tensorboard import SummaryWriter  # takes half a second
 
     for old in folder.glob("events.out.tfevents.*"):

@@ -15,8 +15,8 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import replacing, write_csv
+from flowers_pl.core.errors import FlowersError, reason_of
+from flowers_pl.core.files import read_csv, replacing, write_csv
 from flowers_pl.core.names import LEFT_OUT, SPLIT
 from flowers_pl.data.batches import Batch
 from flowers_pl.data.split import write_split
@@ -76,12 +76,22 @@ class EpochTable(Logger):
 
 
 def read_table(file: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """Return the rows of a metrics.csv; empty cells are left out."""
-    with open(file, newline="") as stream:
+    """Return the rows of a metrics.csv; empty cells are left out.
+
+    Raises:
+        FlowersError: it cannot be read, or is not such a table.
+    """
+    try:
         return [
             {name: int(cell) if name == "epoch" else float(cell) for name, cell in row.items() if cell}
-            for row in csv.DictReader(stream)
+            for row in read_csv(file, ["epoch"])
         ]
+    except (OSError, csv.Error, LookupError, ValueError) as error:
+        why = reason_of(error) if not isinstance(error, LookupError) else f"no column {error.args[0]!r}"
+        raise FlowersError(
+            f"{str(file)!r} is not as the run wrote it ({why}); restore it, or move it away to resume without"
+            " the metrics of earlier epochs."
+        ) from error
 
 
 class Throughput(L.Callback):

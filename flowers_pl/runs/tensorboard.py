@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -19,6 +21,7 @@ from flowers_pl.data.sampling import even_sample
 from flowers_pl.evaluation.figures import confusion_matrix, figure_pixels, misclassified
 from flowers_pl.training.classifier import FlowerClassifier
 
+log = logging.getLogger(__name__)
 CHARTS = {
     "training and validation": {
         name: ["Multiline", [f"^train_{name}$", f"^val_{name}$"]] for name in ("loss", "accuracy", "f1")
@@ -27,6 +30,16 @@ CHARTS = {
 EVERY_N_EPOCHS = (
     5  # a figure takes 0.2 s to draw and more with many classes; an epoch may take less than a second
 )
+
+
+def has_tensorboard(folder: Path) -> bool:
+    """Return whether TensorBoard can write to a folder; log a warning where its name is not UTF-8."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        log.warning("%s is not UTF-8, so TensorBoard cannot write there and shows nothing of it.", folder)
+        return False
+    return True
 
 
 def _writers(trainer: L.Trainer) -> list[Any]:

@@ -22,6 +22,7 @@ from flowers_pl.network.weights import load_weights
 from flowers_pl.training.finite_loss import RequireFiniteLoss
 from flowers_pl.training.metrics import SideMetrics
 from flowers_pl.training.model import FlowerModel
+from flowers_pl.training.optimizer import learning_rate, make_optimizer
 
 log = logging.getLogger(__name__)
 SIDES = ("train", "val", "test")
@@ -218,7 +219,7 @@ class FlowerClassifier(FlowerModel):
     @property
     def learning_rate(self) -> float:
         """Return Adam's learning rate in this stage."""
-        return self.head_lr if self.stage.number == 1 else self.top_lr
+        return learning_rate(self.stage, self.head_lr, self.top_lr)
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Return callbacks that the Trainer gets besides its own."""
@@ -226,11 +227,4 @@ class FlowerClassifier(FlowerModel):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam for what this stage trains; head and top layers are groups of their own."""
-        parts = {"head": self.network.head, "top": self.network.backbone}
-        groups = [
-            {"name": name, "params": [weight for weight in part.parameters() if weight.requires_grad]}
-            for name, part in parts.items()
-        ]
-        groups = [group for group in groups if group["params"]]
-        fused = self.trainer.gradient_clip_val is None  # Lightning does not clip with the fused Adam
-        return torch.optim.Adam(groups, self.learning_rate, fused=fused)
+        return make_optimizer(self.network, self.learning_rate, self.trainer.gradient_clip_val is not None)

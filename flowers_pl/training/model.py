@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import lightning as L
 import torch
@@ -14,12 +14,16 @@ from torch import Tensor
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.names import KEY
-from flowers_pl.data.decoding import UnreadablePhoto, load_photo
+from flowers_pl.core.text import printable
+from flowers_pl.data.decoding import PhotoSource, UnreadablePhoto, load_photo
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.mobilenet import IMAGENET_MEAN, IMAGENET_STD, FlowerNet
 from flowers_pl.network.novelty import Novelty
 from flowers_pl.training.checkpoint_files import read_checkpoint, unusable
 from flowers_pl.training.stage import Stage
+
+Photos = list[Any] | tuple[Any, ...]  # of PhotoSource
+BATCH = 64  # photos that `classify` computes at a time
 
 
 class FlowerModel(L.LightningModule):
@@ -84,7 +88,7 @@ class FlowerModel(L.LightningModule):
         """
         return self.network(photos, keys)
 
-    # ---------------------------------------------------------------- one photo
+    # ---------------------------------------------------------------- photos
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -106,34 +110,76 @@ class FlowerModel(L.LightningModule):
             raise unusable(path, error) from error
         return model.eval()
 
-    @torch.inference_mode()
-    def classify(self, path: str | os.PathLike[str]) -> dict[str, float]:
-        """Return the probability of each class for one photo, in descending order.
+    @overload
+    def classify(self, photo: PhotoSource) -> dict[str, float]: ...
+
+    @overload
+    def classify(self, photo: Photos) -> list[dict[str, float]]: ...
+
+    def classify(self, photo: PhotoSource | Photos) -> dict[str, float] | list[dict[str, float]]:
+        """Return the probability of each class for a photo, in descending order.
+
+        Args:
+            photo: a path, bytes, an open file, a PIL image or an array, as `read_photo` takes it; or a list
+                of these, which is computed as a batch.
+
+        Returns:
+            The probabilities by class name; for a list, a list of these.
 
         Raises:
-            FlowersError: the photo cannot be read.
+            FlowersError: a photo cannot be read.
         """
-        probabilities = self.eval()(self._photo(path)).softmax(1)[0].tolist()
-        return dict(sorted(zip(self.classes, probabilities, strict=True), key=lambda item: -item[1]))
+        rows = self._compute(photo, lambda photos: self(photos).softmax(1)).tolist()
+        ranked = [
+            dict(sorted(zip(self.classes, row, strict=True), key=lambda item: -item[1])) for row in rows
+        ]
+        return ranked if isinstance(photo, (list, tuple)) else ranked[0]
 
-    @torch.inference_mode()
-    def unlikeness(self, path: str | os.PathLike[str]) -> float | None:
-        """Return the novelty score of one photo: above 1 it is probably of none of the classes.
+    @overload
+    def unlikeness(self, photo: PhotoSource) -> float | None: ...
 
-        None if the checkpoint has no score; the `best.ckpt` of a run that has ended has one.
+    @overload
+    def unlikeness(self, photo: Photos) -> list[float] | None: ...
+
+    def unlikeness(self, photo: PhotoSource | Photos) -> float | list[float] | None:
+        """Return the novelty score of a photo: above 1 it is probably of none of the classes.
+
+        Args:
+            photo: as `classify` takes it.
+
+        Returns:
+            The score; for a list, a list of scores. None if the checkpoint has no score; the `best.ckpt` of a
+            run that has ended has one.
 
         Raises:
-            FlowersError: the photo cannot be read.
+            FlowersError: a photo cannot be read.
         """
-        photo = self._photo(path)
-        return None if self.novelty is None else float(self.novelty(self.eval().network.features(photo))[0])
+        novelty = self.novelty
+        if novelty is None:
+            self._read(photo)
+            return None
+        scores = self._compute(photo, lambda photos: novelty(self.network.features(photos))).tolist()
+        return scores if isinstance(photo, (list, tuple)) else scores[0]
 
-    def _photo(self, path: str | os.PathLike[str]) -> Tensor:
-        """Read one photo as a batch, uint8 (1, 3, size, size)."""
-        try:
-            return load_photo(path, self.image_size)[None].to(self.device)
-        except UnreadablePhoto as reason:
-            raise FlowersError(f"{str(path)!r} cannot be read: {reason}.") from reason
+    @torch.inference_mode()
+    def _compute(self, source: PhotoSource | Photos, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Apply a function to photos, as many at a time as a batch of a moderate size holds."""
+        parts = self._read(source).split(BATCH)
+        self.eval()
+        return torch.cat([function(part.to(self.device)).cpu() for part in parts])
+
+    def _read(self, source: PhotoSource | Photos) -> Tensor:
+        """Read a photo or a list of photos: uint8 (N, 3, size, size)."""
+        sources = source if isinstance(source, (list, tuple)) else [source]
+        photos = torch.empty(len(sources), 3, self.image_size, self.image_size, dtype=torch.uint8)
+        for index, photo in enumerate(sources):
+            try:
+                photos[index] = load_photo(photo, self.image_size)
+            except UnreadablePhoto as reason:
+                is_path = isinstance(photo, (str, os.PathLike))
+                name = repr(printable(str(photo))) if is_path else f"Photo {index + 1} of {len(sources)}"
+                raise FlowersError(f"{name} cannot be read: {reason}.") from reason
+        return photos
 
     # ---------------------------------------------------------------- checkpoints
 

@@ -1,4 +1,4 @@
-"""oddities.py: pictures that were made dark, bright, blank or blurred are found, and good ones are not."""
+"""quality.py: pictures that were made dark, bright, blank or blurred are found, and good ones are not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from flowers_pl.audit.quality import ALIKE, far_away, looks, neighbourhood
+from flowers_pl.audit.quality import ALIKE, far_away, measure_appearance, neighbourhood
 from flowers_pl.data.drawings import KINDS, draw_flower
 
 
@@ -19,7 +19,7 @@ def photo(kind: str = "rose", seed: int = 0) -> Image.Image:
 
 def kinds(*pictures: Image.Image) -> list[list[str]]:
     pixels = torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in pictures])
-    return [[kind for kind, _ in look.faults()] for look in looks(pixels)]
+    return [[kind for kind, _ in appearance.faults()] for appearance in measure_appearance(pixels)]
 
 
 def test_drawings_are_neither_dark_nor_bright_nor_blank_nor_blurred() -> None:
