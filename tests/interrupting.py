@@ -71,10 +71,11 @@ class Moments:
             whole = io.BytesIO()
             save(checkpoint, whole)
             half = whole.tell() // 2
-            file.write(whole.getvalue()[:half])
-            file.flush()
-            self.passed("half written")
-            file.write(whole.getvalue()[half:])
+            with open(file, "wb") as stream:
+                stream.write(whole.getvalue()[:half])
+                stream.flush()
+                self.passed("half written")
+                stream.write(whole.getvalue()[half:])
 
         def synced(handle: int) -> None:
             self.passed("before fsync")

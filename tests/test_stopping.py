@@ -75,7 +75,7 @@ def go_on(whole: Whole, part: Path) -> None:
     if not had:
         assert code == 1
         assert said.splitlines()[-1].startswith("flowers_pl: --ckpt_path: there is no checkpoint")
-        assert "start the run anew" in said
+        assert "start the run again" in said
         code, said = fit([*whole.args, "part"], whole.home)
     assert code == 0, said
     assert "Traceback" not in said

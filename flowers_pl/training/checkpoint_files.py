@@ -130,12 +130,12 @@ def _write_error(path: Path, error: Exception) -> FlowersError:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove files from a run's folder that are not its checkpoints but could be taken for them.
+    """Remove unfinished files of a process that was killed from a run's folder, and Lightning's own copies.
 
-    These are unfinished files of a process that was killed, and the copy of `last.ckpt` that Lightning (2.6)
-    writes when SLURM preempts it, and would then load instead of the model that it is given to evaluate.
+    Lightning (2.6) writes a copy of `last.ckpt` when SLURM preempts it, and would then load that instead of
+    the model that it is given to evaluate.
     """
-    for pattern in (".best*.ckpt*", ".last*.ckpt*", "hpc_ckpt_*.ckpt"):
+    for pattern in (".best*.ckpt*", ".last*.ckpt*", ".config-*.yaml", ".metrics-*.csv", "hpc_ckpt_*.ckpt"):
         for file in folder.glob(pattern):
             file.unlink(missing_ok=True)
 
