@@ -17,6 +17,7 @@ class Stage:
         first_epoch: the epoch in which the stage began.
         last: whether no other stage follows.
         ended: whether it is over: by its number of epochs or by early stopping.
+        epochs: how many epochs it has at most; 0 where no callback has said so.
     """
 
     number: int = 1
@@ -24,3 +25,12 @@ class Stage:
     first_epoch: int = 0
     last: bool = True
     ended: bool = False
+    epochs: int = 0
+
+    def epochs_left(self, epoch: int) -> int:
+        """Return how many epochs of the stage are left when an epoch of the run begins, that one included.
+
+        >>> Stage(2, 30, first_epoch=10, epochs=8).epochs_left(16)
+        2
+        """
+        return self.first_epoch + self.epochs - epoch

@@ -87,6 +87,7 @@ class UnfreezeTopLayers(L.Callback):
         elif trainer.max_epochs < total:
             log.info("--trainer.max_epochs ends the run after %s.", plural(trainer.max_epochs, "epoch"))
         first = Stage(last=not self.epochs[2]) if self.epochs[1] else Stage(2, self.layers)
+        first.epochs = self.epochs[first.number]
         _classifier(pl_module).enter_stage(first)
 
     def on_load_checkpoint(
@@ -94,6 +95,7 @@ class UnfreezeTopLayers(L.Callback):
     ) -> None:
         """Find out whether the stage of a resumed run has had all its epochs, and whether another follows."""
         stage = _classifier(pl_module).stage
+        stage.epochs = self.epochs[stage.number]
         done = checkpoint["epoch"] + (MIDDLE not in checkpoint) - stage.first_epoch
         stage.ended |= done >= self.epochs[stage.number]
         stage.last = stage.number == 2 or not self.epochs[2]
@@ -132,7 +134,8 @@ class UnfreezeTopLayers(L.Callback):
     def _unfreeze(self, trainer: L.Trainer, module: FlowerClassifier) -> None:
         if self.best_head:
             module.network.head.load_state_dict(self.best_head)
-        module.enter_stage(Stage(2, self.layers, first_epoch=trainer.current_epoch))
+        stage = Stage(2, self.layers, first_epoch=trainer.current_epoch, epochs=self.epochs[2])
+        module.enter_stage(stage)
         if isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy.model = module
             trainer.strategy.configure_ddp()
