@@ -208,14 +208,16 @@ def read_csv(file: str | os.PathLike[str], columns: Iterable[str] = ()) -> list[
     text = content.decode("utf-16" if wide else "utf-8-sig", "strict" if wide else "surrogateescape")
     hint = re.match(r'"?sep=(.)"?\r?\n', text)
     lines = text[hint.end() if hint else 0 :]
+    lacking: list[list[str]] = []
     for delimiter in [hint[1]] if hint else DELIMITERS:
         reader = csv.DictReader(io.StringIO(lines, newline=""), restval="", delimiter=delimiter)
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         missing = sorted(set(columns) - set(reader.fieldnames))
+        lacking.append(missing)
         if not missing:
             break
-    if missing:
-        raise LookupError(missing[0])
+    if fewest := min(lacking, key=len):  # with the delimiter that it seems to have
+        raise LookupError(fewest[0])
     rows = [{name: cell for name, cell in row.items() if name is not None} for row in reader]
     return [
         {_unquoted(name): _unquoted(cell) for name, cell in row.items()} for row in rows if any(row.values())

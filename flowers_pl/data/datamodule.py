@@ -29,7 +29,7 @@ from flowers_pl.data.split import Placed
 from flowers_pl.data.split_photos import SplitPhotos, SplitSettings, check_settings, class_numbers
 
 log = logging.getLogger(__name__)
-SETTINGS = ("image_size", "val_fraction", "split", "split_seed", "exclude", "drawn", "drawn_size")
+SETTINGS = ("image_size", "val_fraction", "split", "split_seed", "exclude", "review", "drawn", "drawn_size")
 
 
 class FlowersDataModule(L.LightningDataModule):
@@ -46,6 +46,8 @@ class FlowersDataModule(L.LightningDataModule):
         split_seed: decides which photos validate; not the training seed, so that seeds can be compared.
         seed: decides order, augmentation and dropout.
         exclude: a CSV file whose column path names photos of `root` to leave out; 'audit --write' writes one.
+        review: a CSV file of decisions on photos of `root`: those to leave out, and the right labels of others;
+            the page of 'audit' saves one. `exclude` wins over it.
         augmentation: how far training photos may be changed.
         balance: against classes of unequal size: 'sampler' shows as many photos of each class in an epoch,
             'loss' weighs the training losses so that each class counts the same. Validation is not changed.
@@ -84,6 +86,7 @@ class FlowersDataModule(L.LightningDataModule):
         split_seed: int = 0,
         seed: int = 0,
         exclude: str | None = None,
+        review: str | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         balance: Balance = "none",
         unreadable: Literal["skip", "error"] = "skip",
@@ -101,12 +104,12 @@ class FlowersDataModule(L.LightningDataModule):
         check_settings(image_size, val_fraction, workers, batch_size, drawn)
         self.root, self.image_size, self.batch_size = Path(root).expanduser(), image_size, batch_size
         self.val_fraction, self.split, self.split_seed, self.seed = val_fraction, split, split_seed, seed
-        self.exclude = None if exclude is None else str(Path(exclude).resolve())
+        self.exclude, self.review = (file and str(Path(file).resolve()) for file in (exclude, review))
         self.augmentation, self.workers = augmentation, workers
         self.balance, self.unreadable = balance, unreadable
         self.test_root, self.predict_root = test_root, predict_root
-        self.drawn, self.drawn_size = drawn, drawn_size
-        self.cache = cache
+        self.drawn, self.drawn_size, self.cache = drawn, drawn_size, cache
+        self.reviewed: dict[str, int] = {}
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.classes: list[str] = []
         self.reported_photos: list[Photo] = []
@@ -171,13 +174,13 @@ class FlowersDataModule(L.LightningDataModule):
     def _setup_split(self) -> None:
         skip = self.unreadable == "skip" or not (self.trainer is None or self._preparation.fitting())
         settings = SplitSettings(
-            self.root, self.split, self.val_fraction, self.split_seed, self.exclude, skip
+            self.root, self.split, self.val_fraction, self.split_seed, self.exclude, self.review, skip
         )
         listed, decoded = self._list_and_decode(retry=False)
         self._split = SplitPhotos.from_decoded(listed, decoded, settings, self.seed, self.classes)
         if self.trainer is not None and self.trainer.world_size > 1:
             self._split.check_ranks_agree(self.trainer.strategy, self.root)
-        self.classes = self._split.class_names
+        self.classes, self.reviewed = self._split.class_names, self._split.reviewed
         validating = [photo.path for photo in self.placed if photo.side == VAL]
         self.reported_photos = self._named(validating, self.val_photos.labels)
 

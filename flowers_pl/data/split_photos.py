@@ -28,6 +28,7 @@ from flowers_pl.data.folder import (
     report_left_out,
     split_folders,
 )
+from flowers_pl.data.reviews import mend, open_review
 from flowers_pl.data.split import (
     Placed,
     check_sides,
@@ -51,6 +52,7 @@ class SplitSettings:
         val_fraction: share of the photos that validate.
         split_seed: decides which.
         exclude: a CSV file that names photos to leave out.
+        review: a CSV file of a person's decisions on photos.
         skip_unreadable: whether a run goes on without photos that cannot be read.
     """
 
@@ -59,6 +61,7 @@ class SplitSettings:
     val_fraction: float
     split_seed: int
     exclude: str | None
+    review: str | None
     skip_unreadable: bool
 
 
@@ -72,6 +75,7 @@ class SplitPhotos:
         left_out: the others, each with the reason.
         train: the photos to train on.
         val: the photos to validate with.
+        reviewed: what a review did to how many photos, see `Review.counts`.
     """
 
     class_names: list[str]
@@ -79,6 +83,7 @@ class SplitPhotos:
     left_out: list[LeftOut]
     train: CachedPhotos
     val: CachedPhotos
+    reviewed: dict[str, int]
 
     @classmethod
     def from_decoded(
@@ -89,7 +94,7 @@ class SplitPhotos:
         seed: int,
         model_classes: Sequence[str] = (),
     ) -> SplitPhotos:
-        """Leave out, group duplicates and split; log what was done.
+        """Leave out, correct labels, group duplicates and split; log what was done.
 
         Args:
             listed: all files of the class folders.
@@ -99,12 +104,17 @@ class SplitPhotos:
             model_classes: the classes of a trained model; none for those of the photos.
 
         Raises:
-            FlowersError: the photos, the split or the list of exclusions are not usable.
+            FlowersError: the photos, the split, the list of exclusions or the review are not usable.
         """
         sides = split_folders(settings.root)
         by_folders = bool(sides) and settings.split == "grouped"
         testing = {photo.path for photo in listed if sides.get(photo.path.partition("/")[0]) == TEST}
         compared, excluded = leave_out(decoded, settings.exclude)  # with the photos to test on
+        aside = {"is on the list of --data.exclude": [entry.path for entry in excluded]}
+        aside |= {"is among the photos to test on": testing}
+        review = open_review(settings.review, settings.root, listed, aside)
+        compared, rejected = mend(compared, review, Path(settings.review or "").name)
+        excluded += rejected
         usable = compared.without(testing)
         report_left_out(usable.left_out, settings.root, settings.skip_unreadable)
         listed = [photo for photo in listed if photo.path not in testing]
@@ -119,7 +129,11 @@ class SplitPhotos:
                 compared.photos, groups, sides, settings.val_fraction, settings.split_seed
             )
         else:
-            placed, conflicts = _split(usable, settings, {entry.path for entry in excluded})
+            placed, conflicts = _split(usable, settings, {entry.path for entry in excluded}, review.used)
+        placed = [
+            photo._replace(review=review.used[photo.path].action) if photo.path in review.used else photo
+            for photo in placed
+        ]
         check_sides(placed, found, every_class=settings.split == "grouped" and not all_trained)
         _log_split(placed, class_names, settings, len(usable.left_out), conflicts, len(excluded))
         row_of = dict(zip((photo.path for photo in usable.photos), usable.rows.tolist(), strict=True))
@@ -131,7 +145,7 @@ class SplitPhotos:
             return CachedPhotos(usable, rows, labels, seed)
 
         left_out = sorted([*usable.left_out, *conflicts, *excluded])
-        return cls(class_names, placed, left_out, side(TRAIN, seed), side(VAL, None))
+        return cls(class_names, placed, left_out, side(TRAIN, seed), side(VAL, None), review.counts)
 
     def check_ranks_agree(self, strategy: Strategy, root: Path) -> None:
         """Check that all ranks found the same photos: each lists them for itself, and they may change.
@@ -164,14 +178,14 @@ def class_numbers(
 
 
 def _split(
-    decoded: DecodedPhotos, settings: SplitSettings, excluded: Container[str]
+    decoded: DecodedPhotos, settings: SplitSettings, excluded: Container[str], decided: Container[str]
 ) -> tuple[list[Placed], list[LeftOut]]:
     groups = duplicate_groups(decoded.digests, decoded.phashes, decoded.thumbs)
     if settings.split == "grouped":
         return grouped_split(decoded.photos, groups, settings.val_fraction, settings.split_seed)
     if settings.split == "notebook":
         return notebook_split(decoded.photos, groups, settings.val_fraction), []
-    return read_split(Path(settings.split), decoded.photos, excluded), []
+    return read_split(Path(settings.split), decoded.photos, excluded, decided), []
 
 
 def _log_split(
