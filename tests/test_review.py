@@ -73,7 +73,7 @@ def test_decisions_are_taken_back_whatever_a_photo_is_called(tmp_path: Path) -> 
 )
 def test_a_file_that_is_no_review_is_refused(tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "review.csv").write_text(content.replace("DIGEST", DIGEST))
-    with pytest.raises(FlowersError, match="^--data.review: .*review.csv") as refused:
+    with pytest.raises(FlowersError, match=r"^--data.review: .*review.csv") as refused:
         read_review(tmp_path / "review.csv")
     assert sentence in str(refused.value)
 

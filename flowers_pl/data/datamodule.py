@@ -46,8 +46,8 @@ class FlowersDataModule(L.LightningDataModule):
         split_seed: decides which photos validate; not the training seed, so that seeds can be compared.
         seed: decides order, augmentation and dropout.
         exclude: a CSV file whose column path names photos of `root` to leave out; 'audit --write' writes one.
-        review: a CSV file of decisions on photos of `root`: those to leave out, and the right labels of others;
-            the page of 'audit' saves one. `exclude` wins over it.
+        review: a CSV file of decisions on photos of `root`: those to leave out, and the right labels of
+            others; the page of 'audit' saves one. `exclude` wins over it.
         augmentation: how far training photos may be changed.
         balance: against classes of unequal size: 'sampler' shows as many photos of each class in an epoch,
             'loss' weighs the training losses so that each class counts the same. Validation is not changed.

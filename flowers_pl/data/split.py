@@ -249,7 +249,7 @@ def read_split(
     """
     try:
         rows = read_csv(file, HEADER)
-        listed = [Placed(*(row[name] for name in HEADER), row.get("review", "")) for row in rows]
+        listed = [Placed(*(row.get(name, "") for name in (*HEADER, "review"))) for row in rows]
         placed = sorted(photo for photo in listed if photo.path not in excluded)
     except LookupError as missing:
         raise FlowersError(

@@ -110,7 +110,7 @@ class SplitPhotos:
         by_folders = bool(sides) and settings.split == "grouped"
         testing = {photo.path for photo in listed if sides.get(photo.path.partition("/")[0]) == TEST}
         compared, excluded = leave_out(decoded, settings.exclude)  # with the photos to test on
-        aside = {"is on the list of --data.exclude": [entry.path for entry in excluded]}
+        aside = {"is on the list of --data.exclude": {entry.path for entry in excluded}}
         aside |= {"is among the photos to test on": testing}
         review = open_review(settings.review, settings.root, listed, aside)
         compared, rejected = mend(compared, review, Path(settings.review or "").name)
