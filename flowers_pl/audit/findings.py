@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Container
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 UNREADABLE, MISNAMED, UNLIKE = "unreadable", "wrongly named", "unlike any class"
+PIXELS = ("too dark", "too bright", "nearly blank", "blurred")
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,9 @@ class Findings:
         straddling: for each split its groups of duplicates with photos on both sides.
         labels: None where they were not checked.
         unchecked: why not.
+        reviewed: what an earlier review did to how many photos, see `Review.counts`.
+        hashes: SHA-256 of the file of each photo that a person is asked about, by its path.
+        neighbours: of each such photo the most similar ones of its class and of another, by the class.
     """
 
     root: str
@@ -120,6 +125,30 @@ class Findings:
     straddling: dict[str, list[list[str]]] = field(default_factory=dict)
     labels: LabelCheck | None = None
     unchecked: str = ""
+    reviewed: dict[str, int] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    neighbours: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+
+    def settle(self, decided: Container[str]) -> None:
+        """Drop what a person has decided already: suspect labels, duplicates all of which are decided, and
+        pictures that are poor or unlike any class."""
+        self.faults = [
+            fault for fault in self.faults if fault.path not in decided or fault.kind not in (UNLIKE, *PIXELS)
+        ]
+        self.duplicates = [
+            copies for copies in self.duplicates if not all(path in decided for path in copies.paths)
+        ]
+        if self.labels is not None:
+            open_ones = [suspect for suspect in self.labels.suspects if suspect.path not in decided]
+            self.labels = replace(self.labels, suspects=open_ones)
+
+    def in_question(self) -> list[str]:
+        """Return the paths of the photos that a person is to decide on, each once."""
+        suspects = self.labels.suspects if self.labels else []
+        paths = [path for copies in self.duplicates for path in copies.paths]
+        paths += [suspect.path for suspect in suspects]
+        paths += [fault.path for fault in self.faults if fault.kind in (UNLIKE, *PIXELS)]
+        return list(dict.fromkeys(paths))
 
     @property
     def imbalance(self) -> float:

@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowers_pl.audit.clean_copy import copy_clean
 from flowers_pl.audit.examination import examine
 from flowers_pl.audit.html import render_page
 from flowers_pl.audit.text import report, to_leave_out
@@ -67,6 +68,9 @@ def audit(
     output: str = "audit",
     write: str | None = None,
     most: int = 50,
+    review: str | None = None,
+    apply: str | None = None,
+    to: str | None = None,
 ) -> None:
     """Find what is wrong with a folder of photos: bad files, duplicates, suspect labels, poor pictures.
 
@@ -78,8 +82,15 @@ def audit(
         output: folder for audit.html, audit.txt and audit.json.
         write: file for a list of the photos that a clean set would do without; look through it before you
             give it to 'fit --data.exclude'.
-        most: number of findings that audit.html shows in a section.
+        most: number of findings that audit.html shows in a section, of those that ask for no decision.
+        review: file of earlier decisions, which the page saved: what they settle is not asked again.
+        apply: file of decisions, which the page saved: instead of an audit, make a clean copy of the folder
+            as they say.
+        to: folder for that copy, empty or not there yet.
     """
+    if apply is not None or to is not None:
+        _apply(data.root, apply, to)
+        return
     _check(data, output, write, most)
     network = None
     if model.weights is not None:
@@ -87,7 +98,7 @@ def audit(
         load_weights(network.backbone, model.weights)
     findings = examine(
         Path(data.root), network, data.image_size, data.split, data.val_fraction, data.split_seed,
-        None if data.cache_dir is None else Path(data.cache_dir), data.workers,
+        None if data.cache_dir is None else Path(data.cache_dir), data.workers, review,
     )  # fmt: skip
     folder = Path(output)
     _write(folder / "audit.txt", report(findings) + "\n")
@@ -102,6 +113,13 @@ def audit(
             "%d photos listed in %s: look through it, remove the rows of photos to keep, and train without"
             " the rest by 'fit --data.exclude %s'.", len(listed), write, write,
         )  # fmt: skip
+
+
+def _apply(root: str, review: str | None, to: str | None) -> None:
+    if review is None or to is None:
+        given, missing = ("--to", "--apply FILE") if review is None else ("--apply", "--to DIR")
+        raise FlowersError(f"{given} makes a clean copy of the folder together with {missing}; give both.")
+    copy_clean(Path(root), review, Path(to))
 
 
 def _check(data: AuditData, output: str, write: str | None, most: int) -> None:

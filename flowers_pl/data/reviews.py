@@ -76,6 +76,18 @@ class Review:
         return Review(used, self.unused | dict.fromkeys(sorted(fallen), reason))
 
 
+def is_plain_name(label: str) -> bool:
+    """Return whether a label can be the name of a new class folder on every system.
+
+    >>> [is_plain_name(label) for label in ("oxeye daisy", "../rose", ".rose", "a/b", "rose.", "")]
+    [True, False, False, False, False, False]
+    """
+    separate = set(label) & set('/\\:*?"<>|')
+    return bool(
+        label.isprintable() and not separate and label.strip(" .") == label and 0 < len(label.encode()) < 256
+    )
+
+
 def sha256_of(file: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal digits; "" where it cannot be read."""
     try:
@@ -132,7 +144,7 @@ def _fault(decision: Decision) -> str:
 
 
 def check_review(
-    root: Path, listed: Sequence[Photo], decisions: Iterable[Decision], classes: Iterable[str] | None = None
+    root: Path, listed: Sequence[Photo], decisions: Iterable[Decision], new_classes: bool = False
 ) -> Review:
     """Compare decisions with the photos that are there; labels are spelled as the folders are.
 
@@ -140,24 +152,28 @@ def check_review(
         root: the folder of class folders.
         listed: all files of the class folders, with their classes.
         decisions: on photos of `root`.
-        classes: whose names a label may have; None for any name.
+        new_classes: whether a label may be no class of the folder, as long as it could be a folder's name.
 
     Raises:
         FlowersError: a label is no class.
     """
-    spelled = {nfc(name): name for name in (classes or sorted({photo.label for photo in listed}))}
+    spelled = {nfc(photo.label): photo.label for photo in listed}
     by_path = match_names({one.path: one for one in decisions}, (photo.path for photo in listed))
     there = {photo.path for photo in listed}
     used, unused = {}, {}
     for path, decision in by_path.items():
         label = spelled.get(nfc(decision.label))
         if label is None and decision.action == RELABEL:
-            if classes is not None:
-                raise FlowersError(
-                    f"the label {decision.label!r} of {path!r} is no class of {str(root)!r}; it must be one"
-                    f" of {', '.join(list(spelled.values())[:NAMED])}"
-                )
             label = decision.label
+            if not new_classes:
+                raise FlowersError(
+                    f"the label {label!r} of {path!r} is no class of {str(root)!r}; it must be one of"
+                    f" {', '.join(list(spelled.values())[:NAMED])}"
+                )
+            if not is_plain_name(label):
+                raise FlowersError(
+                    f"the label {label!r} of {path!r} is no plain name of a folder; correct it"
+                )
         if path not in there:
             unused[path] = "is missing"
         elif sha256_of(root / path) != decision.sha256:
@@ -173,6 +189,7 @@ def open_review(
     listed: Sequence[Photo],
     set_aside: Mapping[str, Iterable[str]] | None = None,
     option: str = "--data.review",
+    new_classes: bool = False,
 ) -> Review:
     """Read a review, compare it with the photos of a folder, and log what it does and which rows do nothing.
 
@@ -182,6 +199,7 @@ def open_review(
         listed: all files of the class folders, with their classes.
         set_aside: photos whose rows are not used, by the reason.
         option: that named the file, for the messages.
+        new_classes: whether a label may be no class of the folder, as long as it could be a folder's name.
 
     Raises:
         FlowersError: the file cannot be read, or a label in it is no class.
@@ -190,7 +208,7 @@ def open_review(
         return Review()
     decisions = read_review(file, option)
     try:
-        review = check_review(root, listed, decisions, sorted({photo.label for photo in listed}))
+        review = check_review(root, listed, decisions, new_classes)
     except FlowersError as error:
         raise FlowersError(f"{option}: {str(file)!r}: {error}.") from error
     for reason, paths in (set_aside or {}).items():
