@@ -14,6 +14,7 @@ from flowers_pl.audit.findings import (
     MISNAMED,
     UNLIKE,
     UNREADABLE,
+    Asked,
     Duplicates,
     Fault,
     Findings,
@@ -99,9 +100,14 @@ def examine(
         features = _features(decoded, network, workers)
         _examine_features(findings, decoded, groups, features)
     findings.settle(decided.used)
-    findings.hashes = {path: sha256_of(root / path) for path in findings.in_question()}
-    if features is not None:
-        findings.neighbours = _neighbours(findings, decoded, groups, features)
+    asked = findings.in_question()
+    near = {} if features is None else _neighbours(findings, asked, decoded, groups, features)
+    label_of = {photo.path: photo.label for photo in photos}
+    findings.asked = {
+        path: Asked(label_of[path], digest, near.get(path, {}))
+        for path, digest in ((path, sha256_of(root / path)) for path in asked)
+        if digest  # else it cannot be opened any more
+    }
     return findings
 
 
@@ -233,7 +239,7 @@ def _examine_features(
 
 
 def _neighbours(
-    findings: Findings, decoded: DecodedPhotos, groups: np.ndarray, features: Tensor
+    findings: Findings, asked: Sequence[str], decoded: DecodedPhotos, groups: np.ndarray, features: Tensor
 ) -> dict[str, dict[str, list[str]]]:
     """Find the most similar photos of each photo in question: of its class and of the one that it may be."""
     row_of = {photo.path: row for row, photo in enumerate(decoded.photos)}
@@ -247,7 +253,6 @@ def _neighbours(
         for label in copies.classes
         if label != decoded.photos[row_of[path]].label
     } | suspects
-    asked = [path for path in findings.hashes if path in row_of]
     near = nearest_of_classes(
         features,
         groups,

@@ -88,6 +88,22 @@ class LabelCheck:
     suspects: list[SuspectLabel]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A photo that a person is to decide on.
+
+    Args:
+        label: the class that its folder names.
+        sha256: of its file.
+        neighbours: paths of the most similar photos of its class and of another, by the class; empty where
+            there is no network.
+    """
+
+    label: str
+    sha256: str
+    neighbours: dict[str, list[str]]
+
+
 @dataclass
 class Findings:
     """Everything that an audit found.
@@ -106,8 +122,7 @@ class Findings:
         labels: None where they were not checked.
         unchecked: why not.
         reviewed: what an earlier review did to how many photos, see `Review.counts`.
-        hashes: SHA-256 of the file of each photo that a person is asked about, by its path.
-        neighbours: of each such photo the most similar ones of its class and of another, by the class.
+        asked: what a person needs to know of each photo that they are to decide on, by its path.
     """
 
     root: str
@@ -126,8 +141,7 @@ class Findings:
     labels: LabelCheck | None = None
     unchecked: str = ""
     reviewed: dict[str, int] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)
-    neighbours: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    asked: dict[str, Asked] = field(default_factory=dict)
 
     def settle(self, decided: Container[str]) -> None:
         """Drop what a person has decided already: suspect labels, duplicates all of which are decided, and

@@ -16,8 +16,10 @@ from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import check_writable, replacing
 from flowers_pl.core.screen import show
+from flowers_pl.core.text import plural
 from flowers_pl.data.exclusions import write_exclusions
 from flowers_pl.data.folder import class_folders
+from flowers_pl.data.reviews import read_review
 from flowers_pl.data.split_photos import check_settings
 from flowers_pl.network.mobilenet import FlowerNet
 from flowers_pl.network.weights import load_weights
@@ -103,9 +105,16 @@ def audit(
     folder = Path(output)
     _write(folder / "audit.txt", report(findings) + "\n")
     _write(folder / "audit.json", json.dumps(findings.as_dict(), indent=1) + "\n")
-    _write(folder / "audit.html", render_page(findings, most))
+    _write(
+        folder / "audit.html", render_page(findings, most, read_review(review, "--review") if review else ())
+    )
     show(report(findings, ON_SCREEN))
     log.info("Written to %s: audit.html, audit.txt, audit.json.", folder)
+    if findings.asked:
+        log.info(
+            "%s to decide on: open %s in a browser, and train by your decisions with 'fit --data.review"
+            " review.csv'.", plural(len(findings.asked), "photo"), folder / "audit.html",
+        )  # fmt: skip
     if write is not None:
         listed = to_leave_out(findings)
         write_exclusions(write, listed)

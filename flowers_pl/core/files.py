@@ -181,7 +181,7 @@ def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterabl
     spreadsheet would take for a formula gets an apostrophe before it (OWASP, "CSV Injection").
     """
     with open(file, "w", newline="", encoding="utf-8") as stream:
-        table = [[_quoted(cell) for cell in row] for row in (header, *rows)]
+        table = [[csv_text(cell) for cell in row] for row in (header, *rows)]
         returns = any("\r" in str(cell) for row in table for cell in row)  # quoted from Python 3.13 on only
         writer = csv.writer(
             stream, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
@@ -224,7 +224,8 @@ def read_csv(file: str | os.PathLike[str], columns: Iterable[str] = ()) -> list[
     ]
 
 
-def _quoted(cell: object) -> object:
+def csv_text(cell: object) -> object:
+    """Return what `write_csv` writes for a cell, before the quotes that commas, quotes and breaks need."""
     if not isinstance(cell, str):
         return cell
     return ("'" if _is_formula(cell) else "") + escape_bytes(cell)
