@@ -3,8 +3,8 @@
     python -m benchmarks.mending PHOTOS --weights FILE [--test_share 0.7] [--share 0.2] [--epochs 4]
 
 A share of the photos, duplicates kept together, is the clean test side. A share of the others is put into a
-wrong class folder, drawn at random. Then: `audit`; someone who knows the planted errors, and nothing else,
-decides on each photo that the page asks about, by clicks in Chromium, and saves; `fit` and `test` before that,
+wrong class folder, at random. Then: `audit`; someone who knows the planted errors, and nothing else,
+decides on each photo that the page asks about, by clicks in Chromium, and saves; `fit` and `test` before,
 after it (`fit --data.review`), and without any planted error. Needs playwright.
 """
 

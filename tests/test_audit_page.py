@@ -255,15 +255,6 @@ def test_5000_findings_scroll(browser: Browser, tmp_path: Path) -> None:
                            return one && one.querySelector('img')?.naturalWidth > 0 }"""
             )
             assert drawn() < 60
-        frames = page.evaluate(
-            """async () => { const times = []; let before = performance.now();
-              for (let step = 0; step < 60; step++) {
-                scrollBy(0, 700);
-                await new Promise(requestAnimationFrame);
-                times.push(performance.now() - before); before = performance.now();
-              } return times.sort((one, two) => one - two)[30] }"""
-        )
-        assert frames < 250  # milliseconds, the median: a page that draws all rows takes seconds
         for _ in range(50):
             page.keyboard.press("3")
         assert left(page) == "4,950 of 5,000 left"

@@ -21,6 +21,8 @@ from flowers_pl.data.reviews import HEADER, Decision
 ASKED = 5000  # findings that the page asks about; the rest are for the next audit, with --review
 SIZE = 60_000_000  # bytes of the page at most
 PAGE = 6_000_000  # of them for all but pictures
+Shown = tuple[Section, int]
+"""A section cut to what the page shows of it, and how many entries were left out."""
 
 
 def render_page(findings: Findings, most: int, decisions: Sequence[Decision] = (), size: int = SIZE) -> str:
@@ -60,9 +62,7 @@ def render_page(findings: Findings, most: int, decisions: Sequence[Decision] = (
     listed = list(dict.fromkeys([*asked, *others(rung.neighbours)]))
     number_of = {path: number for number, path in enumerate(listed)}
     data = _data(findings, shown, number_of, rung.neighbours, decisions)
-    script, style = (
-        files("flowers_pl.audit").joinpath(f"page.{kind}").read_text("utf-8") for kind in ("js", "css")
-    )
+    script, style = _read("decisions.js") + "\n" + _read("page.js"), _read("page.css")
     return environment.get_template("page.html.jinja").render(
         findings=findings,
         name=Path(findings.root).name,
@@ -76,6 +76,10 @@ def render_page(findings: Findings, most: int, decisions: Sequence[Decision] = (
     )
 
 
+def _read(name: str) -> str:
+    return files("flowers_pl.audit").joinpath(name).read_text("utf-8")
+
+
 def _source(content: str) -> str:
     """Name a script or style for a Content-Security-Policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
@@ -83,10 +87,6 @@ def _source(content: str) -> str:
 
 def _paths(shown: Iterable[Shown]) -> list[str]:
     return [path for section, _ in shown for entry in section.entries for path in entry.paths]
-
-
-Shown = tuple[Section, int]
-"""A section cut to what the page shows of it, and how many entries were left out."""
 
 
 def _cut(every: Iterable[Section], asked: dict[str, Asked], most: int) -> list[Shown]:

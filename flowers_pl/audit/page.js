@@ -1,9 +1,10 @@
-"use strict";
-// The audit's page: decisions on photos, kept in this browser and saved as review.csv. Names are set as text only.
+// The audit's page: findings, the photo in question, clicks and keys. Names are set as text only. It is one script
+// with decisions.js, which comes before it.
 
-const data = JSON.parse(document.getElementById("data").textContent);
-const KEEP = "keep", EXCLUDE = "exclude", RELABEL = "relabel";
-const byId = (id) => document.getElementById(id);
+const undone = []; // [path in the CSV, what was decided before, place]
+const entries = []; // of all sections, with their elements
+const places = []; // [entry, photo] in the order of the page; a photo may be in several
+let current = -1;
 const touch = window.matchMedia("(max-width: 820px)");
 
 function make(tag, properties = {}, ...children) {
@@ -11,111 +12,6 @@ function make(tag, properties = {}, ...children) {
   element.append(...children);
   return element;
 }
-
-// ---------------------------------------------------------------- what is asked, and what is decided
-
-const asked = data.photos.filter((photo) => photo.cell !== undefined);
-const known = new Map(asked.map((photo) => [photo.cell, photo]));
-const earlier = new Map(data.earlier.map((row) => [row[0], row]));
-const own = new Map(); // path in the CSV -> [action, label in the CSV]
-const undone = []; // [path in the CSV, what was decided before, place]
-const entries = []; // of all sections, with their elements
-const places = []; // [entry, photo] in the order of the page; a photo may be in several
-let current = -1;
-
-function decision(photo) {
-  const before = earlier.get(photo.cell);
-  return own.get(photo.cell) ?? (before && before[3] === photo.sha256 ? [before[1], before[2]] : undefined);
-}
-
-function otherClasses(photo) {
-  const first = [photo.likely, ...photo.near.map((both) => both[0])];
-  const every = [...first, ...data.classes.keys()];
-  return [...new Set(every)].filter((label) => label >= 0 && label !== photo.label);
-}
-
-function decide(photo, action, label) {
-  undone.push([photo.cell, own.get(photo.cell), current]);
-  own.set(photo.cell, [action, action === RELABEL ? data.classes[label].cell : ""]);
-  store();
-  refresh(photo);
-  const open = (place) => places[place][0].section.asks && !decision(places[place][1]);
-  const after = [...places.keys()].slice(current + 1).concat([...places.keys()].slice(0, current + 1));
-  const next = after.find(open);
-  if (next !== undefined) go(next);
-  else drawView();
-}
-
-function undo() {
-  const last = undone.pop();
-  if (!last) return;
-  const [cell, before, place] = last;
-  if (before) own.set(cell, before);
-  else own.delete(cell);
-  store();
-  refresh(known.get(cell));
-  go(place);
-}
-
-// ---------------------------------------------------------------- kept in this browser
-
-function warn(sentence) {
-  byId("warning").textContent = sentence;
-  byId("warning").hidden = !sentence;
-}
-
-function store() {
-  try {
-    localStorage.setItem(data.key, JSON.stringify([...own]));
-    warn("");
-  } catch (error) {
-    const full = error.name === "QuotaExceededError";
-    const why = full ? "This browser's storage is full" : "This browser does not let the page store anything";
-    warn(`${why}, so a reload loses your decisions: save review.csv before you close the page.`);
-  }
-}
-
-function restore() {
-  own.clear();
-  try {
-    for (const [cell, made] of JSON.parse(localStorage.getItem(data.key) ?? "[]")) {
-      if (known.has(cell) && [KEEP, EXCLUDE, RELABEL].includes(made[0])) own.set(cell, made);
-    }
-  } catch (error) { // barred, or what is stored is damaged
-    own.clear();
-  }
-}
-
-window.addEventListener("storage", (event) => { // the same page in another tab
-  if (event.key !== data.key && event.key !== null) return;
-  restore();
-  undone.length = 0;
-  for (const entry of entries) if (entry.drawn) draw(entry);
-  count();
-  drawView();
-});
-
-window.addEventListener("beforeunload", (event) => {
-  if (!byId("warning").hidden && own.size) event.preventDefault();
-});
-
-function csv() {
-  const rows = new Map(data.earlier.map((row) => [row[0], row]));
-  for (const photo of asked) {
-    const made = own.get(photo.cell);
-    if (made) rows.set(photo.cell, [photo.cell, ...made, photo.sha256]);
-  }
-  const quoted = (cell) => (/[",\r\n']/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell);
-  return [data.header, ...rows.values()].map((row) => row.map(quoted).join(",") + "\n").join("");
-}
-
-function save() {
-  const link = make("a", { href: URL.createObjectURL(new Blob([csv()], { type: "text/csv" })), download: "review.csv" });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-}
-
-// ---------------------------------------------------------------- what is shown
 
 function picture(number, className, alt = "") {
   const stored = byId(`p${number}`);
@@ -234,6 +130,44 @@ function go(place) {
 }
 
 // ---------------------------------------------------------------- clicks and keys
+
+function decide(photo, action, label) {
+  undone.push([photo.cell, own.get(photo.cell), current]);
+  own.set(photo.cell, [action, action === RELABEL ? data.classes[label].cell : ""]);
+  store();
+  refresh(photo);
+  const open = (place) => places[place][0].section.asks && !decision(places[place][1]);
+  const after = [...places.keys()].slice(current + 1).concat([...places.keys()].slice(0, current + 1));
+  const next = after.find(open);
+  if (next !== undefined) go(next);
+  else drawView();
+}
+
+function undo() {
+  const last = undone.pop();
+  if (!last) return;
+  const [cell, before, place] = last;
+  if (before) own.set(cell, before);
+  else own.delete(cell);
+  store();
+  refresh(known.get(cell));
+  go(place);
+}
+
+function save() {
+  const link = make("a", { href: URL.createObjectURL(new Blob([csv()], { type: "text/csv" })), download: "review.csv" });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}
+
+window.addEventListener("storage", (event) => { // the same page in another tab
+  if (event.key !== data.key && event.key !== null) return;
+  restore();
+  undone.length = 0;
+  for (const entry of entries) if (entry.drawn) draw(entry);
+  count();
+  drawView();
+});
 
 function clicked(event, photo) {
   const button = event.target.closest("button[data-action]");
