@@ -18,6 +18,7 @@ class Stage:
         last: whether no other stage follows.
         ended: whether it is over: by its number of epochs or by early stopping.
         epochs: how many epochs it has at most; 0 where no callback has said so.
+        chooses: whether the validation loss chooses its epoch, and may end it early.
     """
 
     number: int = 1
@@ -26,6 +27,7 @@ class Stage:
     last: bool = True
     ended: bool = False
     epochs: int = 0
+    chooses: bool = True
 
     def epochs_left(self, epoch: int) -> int:
         """Return how many epochs of the stage are left when an epoch of the run begins, that one included.
