@@ -128,7 +128,9 @@ def make_optimizer(groups: list[dict[str, Any]], clips: bool) -> torch.optim.Opt
         clips: whether the Trainer clips gradients, which Lightning refuses with the fused Adam.
     """
     kind = torch.optim.AdamW if any(group["weight_decay"] for group in groups) else torch.optim.Adam
-    return kind(groups, fused=not clips)
+    return kind(
+        [dict(group) for group in groups], fused=not clips
+    )  # torch keeps and changes what it is given
 
 
 def set_rates(optimizer: torch.optim.Optimizer, planned: list[dict[str, Any]], factor: float) -> None:

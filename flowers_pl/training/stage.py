@@ -36,3 +36,18 @@ class Stage:
         2
         """
         return self.first_epoch + self.epochs - epoch
+
+    @property
+    def chosen(self) -> str:
+        """Say what validation had to do with the checkpoint of a run, in words that can end a sentence."""
+        return f"this side {'chose' if self.chooses else 'did not choose'} the checkpoint"
+
+    def kept(self, epoch: int) -> str:
+        """Name the epoch that a run has kept, as a heading of its figures.
+
+        >>> Stage(2, 30).kept(7)
+        'Best epoch: 8. On the validation side, which chose it'
+        """
+        if self.chooses:
+            return f"Best epoch: {epoch + 1}. On the validation side, which chose it"
+        return f"Last epoch, which is kept: {epoch + 1}. On the validation side, which did not choose it"

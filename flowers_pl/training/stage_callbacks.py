@@ -166,7 +166,7 @@ class UnfreezeTopLayers(L.Callback):
                 "model.warmup": module.warmup,
                 f"unfreeze.{part}_epochs": self.epochs[stage["number"]],
             }
-            if stage["number"] == 2 and not stage["chooses"]:
+            if stage["number"] == 2 and not stage.get("chooses", True):
                 before["unfreeze.head_epochs"] = stage["first_epoch"]
                 now["unfreeze.head_epochs"] = self.epochs[1]
             refuse_another_schedule(before, now)
