@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from comparing import assert_same_runs, differences
+from strong import ALL_ON
 from test_resume import sends
 from test_stages import Scripted, Stages, changed, state, trainer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
@@ -34,17 +35,6 @@ from flowers_pl.training.stage_callbacks import StageEarlyStopping, UnfreezeTopL
 
 ROOT = Path(__file__).parents[1]
 STRONG = ROOT / "configs" / "strong.yaml"
-ALL_ON: dict[str, Any] = {
-    "model": {
-        "weights": None,
-        "top_head_lr": 3e-4,
-        "layer_decay": 0.75,
-        "weight_decay": 0.02,
-        "warmup": 0.3,
-        "schedule": "cosine",
-    },
-    "unfreeze": {"layers": 127, "head_epochs": 2, "top_epochs": 2},
-}
 
 
 # ---------------------------------------------------------------- the schedule
@@ -257,15 +247,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> Iterator[P
     folder = tmp_path_factory.mktemp("strong")
     settings = ALL_ON | {
         "data": {"root": str(drawings), "image_size": 32, "batch_size": 8, "workers": 0},
-        "average": {"decay": 0.997},
         "export": "none",
-        "trainer": {
-            "accelerator": "cpu",
-            "devices": 1,
-            "precision": "32",
-            "enable_progress_bar": False,
-            "gradient_clip_val": 0.5,
-        },
+        "trainer": ALL_ON["trainer"]
+        | {"accelerator": "cpu", "devices": 1, "precision": "32", "enable_progress_bar": False},
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
