@@ -174,7 +174,7 @@ def _make(args: list[str], signals: StopSignals) -> Run:
     folder, owned, checkpoint = _run_folder(settings, checkpoint)
     try:
         written = options.dump(settings)
-        changed = checkpoint is not None and log_changes(folder / CONFIG, written)
+        changed = checkpoint is not None and log_changes(folder / CONFIG, written, options.defaults())
         made = options.parser.instantiate(settings)
         trainer = _trainer(made, args, folder, RunSettings(folder / CONFIG, written), signals)
     except BaseException:
