@@ -24,6 +24,10 @@ from flowers_pl.training.checkpoint_files import read_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 HERE = str(Path(__file__).parent)
+STRONG = {
+    "stored_size": 48,
+    "augmentation": {"crop": 0.35, "contrast": 0.2, "saturation": 0.2, "weak_epochs": 1},
+}
 
 
 def write_settings(home: Path, drawings: Path, **changed: Any) -> None:
@@ -35,6 +39,7 @@ def write_settings(home: Path, drawings: Path, **changed: Any) -> None:
             "batch_size": changed.pop("batch_size", 10),
             "val_fraction": 0.1,
             "workers": 0,
+            **changed.pop("data", {}),
         },
         "model": {"weights": None},
         "unfreeze": {"head_epochs": 2, "top_epochs": 2},
@@ -107,9 +112,9 @@ def pictures(run: Path, name: str) -> list[bytes]:
     return [image.encoded_image_string for image in events.Images(name)]
 
 
-@pytest.mark.parametrize(("devices", "batch_size"), [(2, 4), (3, 6)])
+@pytest.mark.parametrize(("devices", "batch_size", "data"), [(2, 4, {}), (3, 6, {}), (2, 4, STRONG)])
 def test_any_number_of_processes_gives_the_same_run(
-    tmp_path: Path, drawings: Path, devices: int, batch_size: int
+    tmp_path: Path, drawings: Path, devices: int, batch_size: int, data: dict[str, Any]
 ) -> None:
     """In float64, so that Adam has no rounding to amplify.
 
@@ -117,6 +122,7 @@ def test_any_number_of_processes_gives_the_same_run(
     """
     for number, strategy in ((1, "auto"), (devices, "ddp")):
         many = {"devices": number, "strategy": strategy, "precision": "64-true", "batch_size": batch_size}
+        many["data"] = data
         write_settings(tmp_path, drawings, **many)
         said = fit(tmp_path, "--config", "small.yaml", "--run_name", str(number))
         assert said.count("Stage 2 trains") == 1  # one rank speaks
