@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from probe import FIRST_STEPS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from flowers_pl.core.files import write_csv
 from flowers_pl.core.names import KEY
 from flowers_pl.runs.tables import read_table
 from flowers_pl.training.checkpoint_files import read_checkpoint
@@ -132,6 +134,15 @@ def test_any_number_of_processes_gives_the_same_run(
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
+def write_soft_labels(root: Path, file: Path) -> None:
+    """Write other probabilities for each photo below a folder."""
+    photos = sorted(root.glob("*/*.png"))
+    classes = sorted({photo.parent.name for photo in photos})
+    shares = np.random.default_rng(0).dirichlet(np.ones(len(classes)), len(photos)).tolist()
+    rows = [[str(photo.relative_to(root)), *row] for photo, row in zip(photos, shares, strict=True)]
+    write_csv(file, ["path", *classes], rows)
+
+
 @pytest.mark.parametrize("balance", ["sampler", "loss"])
 def test_classes_are_balanced_over_all_processes_together(
     tmp_path: Path, drawings: Path, balance: str
@@ -139,7 +150,9 @@ def test_classes_are_balanced_over_all_processes_together(
     shutil.copytree(drawings, tmp_path / "few")
     for number in range(3, 10):  # of ten roses three are left
         (tmp_path / "few" / "rose" / f"rose_{number:04d}.png").unlink()
+    write_soft_labels(tmp_path / "few", tmp_path / "soft.csv")
     changed = ["--data.balance", balance, "--model.label_smoothing", "0.1", "--unfreeze.head_epochs", "1"]
+    changed += ["--data.soft_labels", "soft.csv"]
     for number, strategy in ((1, "auto"), (2, "ddp")):
         many = {"devices": number, "strategy": strategy, "precision": "64-true"}
         write_settings(tmp_path, tmp_path / "few", **many)

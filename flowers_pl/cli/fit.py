@@ -26,6 +26,7 @@ from flowers_pl.core.screen import show
 from flowers_pl.core.signals import Stopped, StopSignals, end_with_launcher, lost_contact
 from flowers_pl.core.text import plural, printable
 from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.data.sampling import check_ranks
 from flowers_pl.network.weights import check_weights
 from flowers_pl.runs.final_model import NUM_CHECKED, write_final
 from flowers_pl.runs.ownership import RunFolder
@@ -132,10 +133,7 @@ def parser(checkpoint: Path | None = None) -> Options:
     )
     options.add("run_name", str | None, None, "Name of the folder below checkpoints/.")
     options.add(
-        "export",
-        Literal["torch", "onnx", "none"],
-        "torch",
-        "Format of the final model that the run ends with.",
+        "export", Literal["torch", "onnx", "none"], "torch", "Format of the final model at a run's end."
     )
     options.add(
         "save_every_n_steps",
@@ -240,7 +238,7 @@ def _run_folder(settings: Namespace, checkpoint: Path | None) -> tuple[Path, Run
 
 def _train(made: Run) -> None:
     trainer, checkpoint = made.trainer, made.checkpoint
-    made.data.check_ranks(trainer.world_size)
+    check_ranks(made.data.batch_size, trainer.world_size)
     if checkpoint is not None and (later := epochs_after(checkpoint)):
         log.warning(
             "%s: %s of this run came after it and will be retrained; %s resumes from the last one.",

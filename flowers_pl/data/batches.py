@@ -31,6 +31,7 @@ class Batch(NamedTuple):
         weights: float32 (N,) of the losses, 1 on average over the batch on all ranks; None where all are 1.
         unreadable: (row, reason) of photos that are missing here.
         features: (N, ...), what the frozen part of the network makes of the photos, where it has run already.
+        targets: float32 (N, num_classes) in training with soft labels: what to train on in place of `labels`.
 
     >>> batch = Batch(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]), torch.tensor([5, 8]), total=2)
     >>> [len(part) for part in batch[:3]], batch.draws
@@ -46,6 +47,7 @@ class Batch(NamedTuple):
     weights: Tensor | None = None
     unreadable: Sequence[tuple[int, str]] = ()
     features: Tensor | None = None
+    targets: Tensor | None = None
 
 
 class Prediction(NamedTuple):
@@ -71,7 +73,7 @@ def join(parts: Sequence[Batch]) -> Batch:
         return parts[0]
     joined: dict[str, Any] = {
         name: torch.cat([getattr(part, name) for part in parts])
-        for name in ("photos", "labels", "rows", "draws", "keys", "weights", "features")
+        for name in ("photos", "labels", "rows", "draws", "keys", "weights", "features", "targets")
         if getattr(parts[0], name) is not None
     }
     return parts[0]._replace(**joined, unreadable=[entry for part in parts for entry in part.unreadable])
@@ -85,12 +87,16 @@ class CachedPhotos(Dataset[Batch]):
         rows: int64 (N,): the rows of `decoded.pixels` that take part.
         labels: int64 (N,): their classes.
         seed: of augmentation and dropout; None for validation, which has neither.
+
+    Attributes:
+        targets: float32 (N, num_classes) where there are soft labels, else None.
     """
 
     def __init__(
         self, decoded: DecodedPhotos, rows: np.ndarray, labels: np.ndarray, seed: int | None = None
     ) -> None:
         self.pixels, self.rows, self.labels, self.seed = decoded.pixels, rows, labels, seed
+        self.targets: np.ndarray | None = None
         self._hold = decoded.hold
         self._draws: tuple[int, EpochDraws] | None = None
 
@@ -116,6 +122,7 @@ class CachedPhotos(Dataset[Batch]):
             draws=torch.from_numpy(draws.draws[key.slots]),
             keys=torch.from_numpy(draws.keys[key.slots]),
             weights=None if key.weights is None else torch.from_numpy(key.weights.astype(np.float32)),
+            targets=None if self.targets is None else torch.from_numpy(self.targets[key.rows]),
         )
 
     def read(self, indices: np.ndarray) -> Tensor:

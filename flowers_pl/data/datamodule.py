@@ -24,7 +24,8 @@ from flowers_pl.data.folder import TEST, VAL, LeftOut, Photo, list_photos, list_
 from flowers_pl.data.formats import Limits, set_limits
 from flowers_pl.data.prefetch import PrefetchLoader
 from flowers_pl.data.preparation import Preparation
-from flowers_pl.data.sampling import Balance, BatchSampler
+from flowers_pl.data.sampling import Balance, BatchSampler, check_ranks
+from flowers_pl.data.soft_labels import SoftLabels
 from flowers_pl.data.split import Placed
 from flowers_pl.data.split_photos import SplitPhotos, SplitSettings, check_settings, class_numbers
 
@@ -49,6 +50,9 @@ class FlowersDataModule(L.LightningDataModule):
         augmentation: how far training photos may be changed.
         balance: against classes of unequal size: 'sampler' shows as many photos of each class in an epoch,
             'loss' weighs the training losses so that each class counts the same. Validation is not changed.
+        soft_labels: a CSV file with probabilities of training photos, as 'teach' and 'predict' write it, to
+            be mixed into their labels.
+        soft_labels_weight: their share of what is trained on; the rest is the photos' own labels.
         unreadable: what `fit` does about photos that cannot be read: 'skip' names them and trains without
             them, 'error' ends the run.
         test_root: a folder of class folders to test on; default test/ where the root has it, else `test`
@@ -86,6 +90,8 @@ class FlowersDataModule(L.LightningDataModule):
         exclude: str | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         balance: Balance = "none",
+        soft_labels: str | None = None,
+        soft_labels_weight: float = 0.5,
         unreadable: Literal["skip", "error"] = "skip",
         test_root: str | None = None,
         predict_root: str | None = None,
@@ -104,6 +110,7 @@ class FlowersDataModule(L.LightningDataModule):
         self.exclude = None if exclude is None else str(Path(exclude).resolve())
         self.augmentation, self.workers = augmentation, workers
         self.balance, self.unreadable = balance, unreadable
+        self.soft_labels = SoftLabels(soft_labels, soft_labels_weight)
         self.test_root, self.predict_root = test_root, predict_root
         self.drawn, self.drawn_size = drawn, drawn_size
         self.cache = cache
@@ -178,6 +185,8 @@ class FlowersDataModule(L.LightningDataModule):
         if self.trainer is not None and self.trainer.world_size > 1:
             self._split.check_ranks_agree(self.trainer.strategy, self.root)
         self.classes = self._split.class_names
+        labels = self.train_photos.labels
+        self.train_photos.targets = self.soft_labels.targets(self.classes, self.placed, labels)
         validating = [photo.path for photo in self.placed if photo.side == VAL]
         self.reported_photos = self._named(validating, self.val_photos.labels)
 
@@ -227,21 +236,9 @@ class FlowersDataModule(L.LightningDataModule):
 
     # ---------------------------------------------------------------- batches
 
-    def check_ranks(self, ranks: int) -> None:
-        """Refuse a number of devices that does not divide the batch.
-
-        Raises:
-            FlowersError: `batch_size` is no multiple of it.
-        """
-        if self.batch_size % ranks:
-            raise FlowersError(
-                f"--data.batch_size {self.batch_size} cannot be divided among {ranks} devices; give a"
-                f" multiple of {ranks}."
-            )
-
     def train_dataloader(self) -> PrefetchLoader:
         """Load the training side, shuffled and augmented differently each epoch."""
-        self.check_ranks(self.trainer.world_size if self.trainer is not None else 1)
+        check_ranks(self.batch_size, self.trainer.world_size if self.trainer is not None else 1)
         return self._loader(self.train_photos, self.batch_size, shuffled=True)
 
     def val_dataloader(self) -> PrefetchLoader:
@@ -268,20 +265,11 @@ class FlowersDataModule(L.LightningDataModule):
         rank, num_ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         sampler = BatchSampler(len(dataset), batch_size, rank, num_ranks)
         if shuffled:
-            sampler.seed, sampler.position = self.seed, self._position
+            sampler.seed = self.seed
+            sampler.position = partial(self._preparation.position, len(dataset), self.batch_size)
             sampler.labels, sampler.balance = self.train_photos.labels, self.balance
         plan = partial(self._preparation.plan, dataset, self.workers)
         return PrefetchLoader(sampler, dataset, self._preparation.ahead, plan)
-
-    def _position(self) -> tuple[int, int]:
-        """Return the epoch and the batch to start with, which is not 0 after a resume inside an epoch."""
-        if self.trainer is None or not self._preparation.fitting():
-            return 0, 0
-        loop: Any = self.trainer.fit_loop  # its annotations are too narrow
-        done = loop.epoch_loop.batch_progress.current.processed
-        same: Any = getattr(self.trainer, "overfit_batches", 0)  # each epoch is to show the same photos
-        epoch = 0 if same else loop.epoch_progress.current.processed
-        return epoch, done if done < -(-len(self.train_photos) // self.batch_size) else 0
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Leave batches on the CPU as they are; searching them for tensors, as Lightning does, takes time."""
@@ -296,3 +284,11 @@ class FlowersDataModule(L.LightningDataModule):
     def settings(self) -> dict[str, Any]:
         """Return what decides the validation side, in types that any checkpoint may hold."""
         return {"root": str(self.root.resolve()), **{name: getattr(self, name) for name in SETTINGS}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the soft labels."""
+        return dict(self.soft_labels.state())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Log whether the soft labels have changed since a checkpoint was saved."""
+        self.soft_labels.report_change(state_dict)

@@ -34,6 +34,17 @@ class Preparation:
         trainer = self.trainer()
         return trainer is not None and trainer.state.fn == TrainerFn.FITTING
 
+    def position(self, num_photos: int, batch_size: int) -> tuple[int, int]:
+        """Return the epoch and the batch to start with, which is not 0 after a resume inside an epoch."""
+        trainer = self.trainer()
+        if trainer is None or not self.fitting():
+            return 0, 0
+        loop: Any = trainer.fit_loop  # its annotations are too narrow
+        done = loop.epoch_loop.batch_progress.current.processed
+        same: Any = getattr(trainer, "overfit_batches", 0)  # each epoch is to show the same photos
+        epoch = 0 if same else loop.epoch_progress.current.processed
+        return epoch, done if done < -(-num_photos // batch_size) else 0
+
     def on_cpu(self) -> bool:
         """Return whether training runs on a CPU, so that the loader's threads do all that is done here."""
         trainer = self.trainer()
