@@ -13,17 +13,16 @@ import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from flowers_pl.core.errors import FlowersError
-from flowers_pl.data.augmentation import Augmentation
-from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles
+from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles, photos_to_predict
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
 from flowers_pl.data.download import download_flower_photos
 from flowers_pl.data.drawing_folder import write_drawings
 from flowers_pl.data.feature_cache import FeatureCache
-from flowers_pl.data.folder import TEST, VAL, LeftOut, Photo, list_photos, list_pictures, split_folders
+from flowers_pl.data.folder import TEST, VAL, LeftOut, Photo, list_photos, split_folders
 from flowers_pl.data.formats import Limits, set_limits
 from flowers_pl.data.prefetch import PrefetchLoader
 from flowers_pl.data.preparation import Preparation
+from flowers_pl.data.ranges import Augmentation
 from flowers_pl.data.sampling import Balance, BatchSampler, check_ranks
 from flowers_pl.data.soft_labels import SoftLabels
 from flowers_pl.data.split import Placed
@@ -47,10 +46,12 @@ class FlowersDataModule(L.LightningDataModule):
         split_seed: decides which photos validate; not the training seed, so that seeds can be compared.
         seed: decides order, augmentation and dropout.
         exclude: a CSV file whose column path names photos of `root` to leave out; 'audit --write' writes one.
+        stored_size: pixels a side that training photos are kept at, for sharper crops (`augmentation.crop`);
+            default `image_size`, at which validation photos are read in any case.
         augmentation: how far training photos may be changed.
         balance: against classes of unequal size: 'sampler' shows as many photos of each class in an epoch,
             'loss' weighs the training losses so that each class counts the same. Validation is not changed.
-        soft_labels: a CSV file with probabilities of training photos, as 'teach' and 'predict' write it, to
+        soft_labels: a CSV file, as 'teach' or 'predict' writes it, with probabilities of training photos, to
             be mixed into their labels.
         soft_labels_weight: their share of what is trained on; the rest is the photos' own labels.
         unreadable: what `fit` does about photos that cannot be read: 'skip' names them and trains without
@@ -88,6 +89,7 @@ class FlowersDataModule(L.LightningDataModule):
         split_seed: int = 0,
         seed: int = 0,
         exclude: str | None = None,
+        stored_size: int | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         balance: Balance = "none",
         soft_labels: str | None = None,
@@ -104,22 +106,22 @@ class FlowersDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         set_limits(limits)
-        check_settings(image_size, val_fraction, workers, batch_size, drawn)
+        check_settings(image_size, val_fraction, workers, batch_size, drawn, stored_size)
         self.root, self.image_size, self.batch_size = Path(root).expanduser(), image_size, batch_size
         self.val_fraction, self.split, self.split_seed, self.seed = val_fraction, split, split_seed, seed
         self.exclude = None if exclude is None else str(Path(exclude).resolve())
-        self.augmentation, self.workers = augmentation, workers
-        self.balance, self.unreadable = balance, unreadable
+        self.augmentation, self.workers, self.balance = augmentation, workers, balance
+        self.stored_size = stored_size or image_size
         self.soft_labels = SoftLabels(soft_labels, soft_labels_weight)
-        self.test_root, self.predict_root = test_root, predict_root
-        self.drawn, self.drawn_size = drawn, drawn_size
-        self.cache = cache
+        self.unreadable, self.test_root, self.predict_root = unreadable, test_root, predict_root
+        self.drawn, self.drawn_size, self.cache = drawn, drawn_size, cache
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.classes: list[str] = []
         self.reported_photos: list[Photo] = []
         self._split: SplitPhotos | None = None
+        self._stored: DecodedPhotos | None = None
         self._files: PhotoFiles | None = None
-        self._preparation = Preparation(lambda: self.trainer, augmentation)
+        self._preparation = Preparation(lambda: self.trainer, augmentation, image_size)
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     # ---------------------------------------------------------------- what there is
@@ -153,9 +155,13 @@ class FlowersDataModule(L.LightningDataModule):
 
     def _list_and_decode(self, retry: bool) -> tuple[list[Photo], DecodedPhotos]:
         listed = list_photos(self.root)
-        return listed, decode_photos(
-            self.root, listed, self.image_size, self.cache_dir, self.workers, self.cache, retry
-        )
+        settings = (self.cache_dir, self.workers, self.cache, retry)
+        if self._training() and self.stored_size != self.image_size:
+            self._stored = decode_photos(self.root, listed, self.stored_size, *settings)
+        return listed, decode_photos(self.root, listed, self.image_size, *settings)
+
+    def _training(self) -> bool:
+        return self.trainer is None or self._preparation.fitting()
 
     def setup(self, stage: str) -> None:
         """Split the photos (`fit`, `validate`, `test` without a test_root) or list those to test or predict.
@@ -176,17 +182,21 @@ class FlowersDataModule(L.LightningDataModule):
             self._setup_split()
 
     def _setup_split(self) -> None:
-        skip = self.unreadable == "skip" or not (self.trainer is None or self._preparation.fitting())
+        skip = self.unreadable == "skip" or not self._training()
         settings = SplitSettings(
             self.root, self.split, self.val_fraction, self.split_seed, self.exclude, skip
         )
         listed, decoded = self._list_and_decode(retry=False)
-        self._split = SplitPhotos.from_decoded(listed, decoded, settings, self.seed, self.classes)
+        self._split = SplitPhotos.from_decoded(
+            listed, decoded, settings, self.seed, self.classes, self.augmentation.num_draws
+        )
+        if self._stored is not None:
+            self._split.check_stored(self._stored)
         if self.trainer is not None and self.trainer.world_size > 1:
             self._split.check_ranks_agree(self.trainer.strategy, self.root)
         self.classes = self._split.class_names
-        labels = self.train_photos.labels
-        self.train_photos.targets = self.soft_labels.targets(self.classes, self.placed, labels)
+        train = self.train_photos
+        train.targets = self.soft_labels.targets(self.classes, self.placed, train.labels)
         validating = [photo.path for photo in self.placed if photo.side == VAL]
         self.reported_photos = self._named(validating, self.val_photos.labels)
 
@@ -201,13 +211,8 @@ class FlowersDataModule(L.LightningDataModule):
         self._files = PhotoFiles(test_root, paths, self.image_size, labels)
 
     def _setup_predict(self) -> None:
-        if self.predict_root is None:
-            raise FlowersError(
-                "--data.predict_root is missing; give a photo or a folder of photos to predict."
-            )
-        root, paths = list_pictures(self.predict_root)
-        self.reported_photos = [Photo(path, "") for path in paths]
-        self._files = PhotoFiles(root, paths, self.image_size)
+        self._files = photos_to_predict(self.predict_root, self.image_size)
+        self.reported_photos = [Photo(path, "") for path in self._files.paths]
 
     @property
     def placed(self) -> list[Placed]:
@@ -221,7 +226,7 @@ class FlowersDataModule(L.LightningDataModule):
 
     @property
     def train_photos(self) -> CachedPhotos:
-        """The training side; `setup("fit")` must have split the photos."""
+        """The training side at `image_size`; `setup("fit")` must have split the photos."""
         return self._sides().train
 
     @property
@@ -239,7 +244,8 @@ class FlowersDataModule(L.LightningDataModule):
     def train_dataloader(self) -> PrefetchLoader:
         """Load the training side, shuffled and augmented differently each epoch."""
         check_ranks(self.batch_size, self.trainer.world_size if self.trainer is not None else 1)
-        return self._loader(self.train_photos, self.batch_size, shuffled=True)
+        photos = self.train_photos if self._stored is None else self.train_photos.of_size(self._stored)
+        return self._loader(photos, self.batch_size, shuffled=True)
 
     def val_dataloader(self) -> PrefetchLoader:
         """Load the validation side, not augmented, in the order of its paths."""

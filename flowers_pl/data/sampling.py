@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.data.augmentation import epoch_draws
+from flowers_pl.data.draws import epoch_draws
 
 Balance = Literal["none", "sampler", "loss"]
 
