@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ from probe import FIRST_STEPS
 from strong import ALL_ON
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from flowers_pl.core.files import write_csv
 from flowers_pl.core.names import KEY
 from flowers_pl.runs.tables import read_table
 from flowers_pl.training.checkpoint_files import read_checkpoint
@@ -157,6 +159,15 @@ def test_several_processes_train_the_strong_recipe_as_one_does(tmp_path: Path, d
         assert row == pytest.approx(other, rel=1e-5)  # metrics are float32
 
 
+def write_soft_labels(root: Path, file: Path) -> None:
+    """Write other probabilities for each photo below a folder."""
+    photos = sorted(root.glob("*/*.png"))
+    classes = sorted({photo.parent.name for photo in photos})
+    shares = np.random.default_rng(0).dirichlet(np.ones(len(classes)), len(photos)).tolist()
+    rows = [[str(photo.relative_to(root)), *row] for photo, row in zip(photos, shares, strict=True)]
+    write_csv(file, ["path", *classes], rows)
+
+
 @pytest.mark.parametrize("balance", ["sampler", "loss"])
 def test_classes_are_balanced_over_all_processes_together(
     tmp_path: Path, drawings: Path, balance: str
@@ -164,7 +175,9 @@ def test_classes_are_balanced_over_all_processes_together(
     shutil.copytree(drawings, tmp_path / "few")
     for number in range(3, 10):  # of ten roses three are left
         (tmp_path / "few" / "rose" / f"rose_{number:04d}.png").unlink()
+    write_soft_labels(tmp_path / "few", tmp_path / "soft.csv")
     changed = ["--data.balance", balance, "--model.label_smoothing", "0.1", "--unfreeze.head_epochs", "1"]
+    changed += ["--data.soft_labels", "soft.csv"]
     for number, strategy in ((1, "auto"), (2, "ddp")):
         many = {"devices": number, "strategy": strategy, "precision": "64-true"}
         write_settings(tmp_path, tmp_path / "few", **many)
