@@ -157,8 +157,9 @@ def _conv_backward(
             return d_maps, _library_backward(gradient, maps, weight, conv, False, to_weight)[1]
         if stride != [1, 1] and gradient.dtype == torch.bfloat16:  # 40 times as fast as in bfloat16
             wide = _library_backward(gradient.float(), maps.float(), weight.float(), conv, True, to_weight)
-            d_maps, d_weight = (None if part is None else part.to(gradient.dtype) for part in wide)
-            return d_maps, d_weight
+            return cast(Tensor, wide[0]).to(gradient.dtype), None if wide[1] is None else wide[1].to(
+                gradient.dtype
+            )
     return _library_backward(gradient, maps, weight, conv, to_maps, to_weight)
 
 
