@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from flowers_pl.core.errors import FlowersError
-from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles
+from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles, photos_to_predict
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
 from flowers_pl.data.download import download_flower_photos
 from flowers_pl.data.drawing_folder import write_drawings
 from flowers_pl.data.feature_cache import FeatureCache
-from flowers_pl.data.folder import TEST, VAL, LeftOut, Photo, list_photos, list_pictures, split_folders
+from flowers_pl.data.folder import TEST, VAL, LeftOut, Photo, list_photos, split_folders
 from flowers_pl.data.formats import Limits, set_limits
 from flowers_pl.data.prefetch import PrefetchLoader
 from flowers_pl.data.preparation import Preparation
 from flowers_pl.data.ranges import Augmentation
 from flowers_pl.data.sampling import Balance, BatchSampler, check_ranks
+from flowers_pl.data.soft_labels import SoftLabels
 from flowers_pl.data.split import Placed
 from flowers_pl.data.split_photos import SplitPhotos, SplitSettings, check_settings, class_numbers
 
@@ -51,6 +51,9 @@ class FlowersDataModule(L.LightningDataModule):
         augmentation: how far training photos may be changed.
         balance: against classes of unequal size: 'sampler' shows as many photos of each class in an epoch,
             'loss' weighs the training losses so that each class counts the same. Validation is not changed.
+        soft_labels: a CSV file, as 'teach' or 'predict' writes it, with probabilities of training photos, to
+            be mixed into their labels.
+        soft_labels_weight: their share of what is trained on; the rest is the photos' own labels.
         unreadable: what `fit` does about photos that cannot be read: 'skip' names them and trains without
             them, 'error' ends the run.
         test_root: a folder of class folders to test on; default test/ where the root has it, else `test`
@@ -89,6 +92,8 @@ class FlowersDataModule(L.LightningDataModule):
         stored_size: int | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         balance: Balance = "none",
+        soft_labels: str | None = None,
+        soft_labels_weight: float = 0.5,
         unreadable: Literal["skip", "error"] = "skip",
         test_root: str | None = None,
         predict_root: str | None = None,
@@ -105,12 +110,11 @@ class FlowersDataModule(L.LightningDataModule):
         self.root, self.image_size, self.batch_size = Path(root).expanduser(), image_size, batch_size
         self.val_fraction, self.split, self.split_seed, self.seed = val_fraction, split, split_seed, seed
         self.exclude = None if exclude is None else str(Path(exclude).resolve())
-        self.augmentation, self.workers = augmentation, workers
+        self.augmentation, self.workers, self.balance = augmentation, workers, balance
         self.stored_size = stored_size or image_size
-        self.balance, self.unreadable = balance, unreadable
-        self.test_root, self.predict_root = test_root, predict_root
-        self.drawn, self.drawn_size = drawn, drawn_size
-        self.cache = cache
+        self.soft_labels = SoftLabels(soft_labels, soft_labels_weight)
+        self.unreadable, self.test_root, self.predict_root = unreadable, test_root, predict_root
+        self.drawn, self.drawn_size, self.cache = drawn, drawn_size, cache
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.classes: list[str] = []
         self.reported_photos: list[Photo] = []
@@ -191,6 +195,8 @@ class FlowersDataModule(L.LightningDataModule):
         if self.trainer is not None and self.trainer.world_size > 1:
             self._split.check_ranks_agree(self.trainer.strategy, self.root)
         self.classes = self._split.class_names
+        train = self.train_photos
+        train.targets = self.soft_labels.targets(self.classes, self.placed, train.labels)
         validating = [photo.path for photo in self.placed if photo.side == VAL]
         self.reported_photos = self._named(validating, self.val_photos.labels)
 
@@ -205,13 +211,8 @@ class FlowersDataModule(L.LightningDataModule):
         self._files = PhotoFiles(test_root, paths, self.image_size, labels)
 
     def _setup_predict(self) -> None:
-        if self.predict_root is None:
-            raise FlowersError(
-                "--data.predict_root is missing; give a photo or a folder of photos to predict."
-            )
-        root, paths = list_pictures(self.predict_root)
-        self.reported_photos = [Photo(path, "") for path in paths]
-        self._files = PhotoFiles(root, paths, self.image_size)
+        self._files = photos_to_predict(self.predict_root, self.image_size)
+        self.reported_photos = [Photo(path, "") for path in self._files.paths]
 
     @property
     def placed(self) -> list[Placed]:
@@ -289,3 +290,11 @@ class FlowersDataModule(L.LightningDataModule):
     def settings(self) -> dict[str, Any]:
         """Return what decides the validation side, in types that any checkpoint may hold."""
         return {"root": str(self.root.resolve()), **{name: getattr(self, name) for name in SETTINGS}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the soft labels."""
+        return dict(self.soft_labels.state())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Log whether the soft labels have changed since a checkpoint was saved."""
+        self.soft_labels.report_change(state_dict)
