@@ -164,6 +164,14 @@ def test_colours_are_drawn_for_each_photo() -> None:
     assert len(changed.round(decimals=2).unique()) == 6
 
 
+@WAYS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bytes_and_floats_are_changed_alike(way: Way, dtype: torch.dtype) -> None:
+    photos, some = colourful(6, 40), some_draws(6)
+    changed = way(photos, some, ALL, None)
+    assert torch.equal(way(photos.to(dtype), some, ALL, None).float(), changed)
+
+
 # ---------------------------------------------------------------- photos kept larger
 
 
