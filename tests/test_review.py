@@ -108,7 +108,6 @@ def test_photos_take_part_as_decided(drawings: Path, tmp_path: Path, split: str)
         kept: "keep",
         other: "relabel",
     }
-    assert data.reviewed == {"keep": 1, "exclude": 1, "relabel": 1}
     tulip = data.classes.index("tulip")
     numbers = [*data.train_photos.labels.tolist(), *data.val_photos.labels.tolist()]
     assert numbers.count(tulip) == 11  # what is trained on and validated with
@@ -124,7 +123,7 @@ def test_an_exclusion_wins(drawings: Path, tmp_path: Path, caplog: pytest.LogCap
         "is on the list clean.csv",
         "is on the list clean.csv: dark",
     ]
-    assert data.reviewed == {"unused": 2}
+    assert not any(photo.review for photo in data.placed)
     assert f"the row of {kept} is not used, because it is on the list of --data.exclude" in caplog.text
 
 
@@ -138,7 +137,6 @@ def test_rows_of_other_photos_are_reported_and_not_used(
     caplog.set_level(logging.INFO)
     data = module(root, review=review)
     assert [entry.path for entry in data.left_out if entry.kind == REVIEWED] == [same]
-    assert data.reviewed == {"exclude": 1, "unused": 2}
     said = caplog.text
     assert f"the row of {changed} is not used, because it is another file than the one that was" in said
     assert f"the row of {gone} is not used, because it is missing" in said
@@ -162,7 +160,7 @@ def test_names_that_look_equal_are_one(tmp_path: Path, root: Path) -> None:
     decided = Decision("Gänseblümchen/rose_0001.png", "exclude", "", "")
     digest = sha256_of(root / "Ga\u0308nseblu\u0308mchen/rose_0001.png")
     write_review(review, [decided._replace(sha256=digest)])
-    assert module(root, review=review).reviewed == {"exclude": 1}
+    assert [entry.kind for entry in module(root, review=review).left_out] == [REVIEWED]
 
 
 def test_a_label_settles_a_conflict_of_copies(root: Path, tmp_path: Path) -> None:
@@ -221,7 +219,8 @@ def test_photos_to_test_on_are_not_decided_on(
         ("train/rose/rose_0001.png", "relabel", "tulip"), ("test/rose/rose_0002.png", "exclude", ""),
     )  # fmt: skip
     data = module(sides, review=write)
-    assert data.reviewed == {"relabel": 1, "unused": 1}
+    assert [photo.review for photo in data.placed if photo.review] == ["relabel"]
+    assert data.left_out == []
     assert "test/rose/rose_0002.png is not used, because it is among the photos to test on" in caplog.text
 
 
@@ -242,7 +241,7 @@ def test_a_run_says_what_was_done_and_resume_compares_it(
     assert "Left out: 1 (1 left out in a review)." in card
     assert "A review has decisions on 2 photos: 0 kept, 1 left out, 1 with another label. Those" in card
     facts = read_checkpoint(run / "best.ckpt")[KEY]
-    assert facts["review"] == {"exclude": 1, "relabel": 1}
+    assert facts["review"]["relabel"] == 1
     assert facts["data"]["review"] == str(tmp_path / "review.csv")
     assert main(["validate", "--ckpt_path", str(run / "best.ckpt"), "--data.workers", "0"]) == 0
     caplog.clear()

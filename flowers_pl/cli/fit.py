@@ -26,6 +26,7 @@ from flowers_pl.core.screen import show
 from flowers_pl.core.signals import Stopped, StopSignals, end_with_launcher, lost_contact
 from flowers_pl.core.text import plural, printable
 from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.data.sampling import check_ranks
 from flowers_pl.network.weights import check_weights
 from flowers_pl.runs.final_model import NUM_CHECKED, write_final
 from flowers_pl.runs.ownership import RunFolder
@@ -132,10 +133,7 @@ def parser(checkpoint: Path | None = None) -> Options:
     )
     options.add("run_name", str | None, None, "Name of the folder below checkpoints/.")
     options.add(
-        "export",
-        Literal["torch", "onnx", "none"],
-        "torch",
-        "Format of the final model that the run ends with.",
+        "export", Literal["torch", "onnx", "none"], "torch", "Format of the final model at a run's end."
     )
     options.add(
         "save_every_n_steps",
@@ -176,7 +174,7 @@ def _make(args: list[str], signals: StopSignals) -> Run:
     folder, owned, checkpoint = _run_folder(settings, checkpoint)
     try:
         written = options.dump(settings)
-        changed = checkpoint is not None and log_changes(folder / CONFIG, written)
+        changed = checkpoint is not None and log_changes(folder / CONFIG, written, options.defaults())
         made = options.parser.instantiate(settings)
         trainer = _trainer(made, args, folder, RunSettings(folder / CONFIG, written), signals)
     except BaseException:
@@ -240,7 +238,7 @@ def _run_folder(settings: Namespace, checkpoint: Path | None) -> tuple[Path, Run
 
 def _train(made: Run) -> None:
     trainer, checkpoint = made.trainer, made.checkpoint
-    made.data.check_ranks(trainer.world_size)
+    check_ranks(made.data.batch_size, trainer.world_size)
     if checkpoint is not None and (later := epochs_after(checkpoint)):
         log.warning(
             "%s: %s of this run came after it and will be retrained; %s resumes from the last one.",
@@ -272,18 +270,18 @@ def _is_concluded(made: Run) -> bool:
 
 def _conclude(made: Run, best_epoch: int, metrics: dict[str, float]) -> None:
     """Write what a run ends with, on one rank: its curves, its final model, and where everything is."""
-    draw_curves(made.folder, best_epoch)
+    data, stage = made.data, made.model.stage
+    draw_curves(made.folder, best_epoch, stage.chooses)
     if made.settings.export != "none":
-        data = made.data
         results: dict[str, Any] = {
-            "judged": f"{validation_images(data)}; this side chose the checkpoint",
+            "judged": f"{validation_images(data)}; {stage.chosen}",
             "photos": len(data.reported_photos),
         }
         results |= {name.partition("_")[2]: value for name, value in metrics.items()}
         final = made.folder / FINAL[made.settings.export]
         best = made.folder / BEST
         write_final(made.model.cpu(), best, final, data.root, data.placed, NUM_CHECKED, results=results)
-    log.info("Best epoch: %d. On the validation side, which chose it:", best_epoch + 1)
+    log.info("%s:", stage.kept(best_epoch))
     show(lines(metrics))
     log.info("Everything of this run is in %s; 'tensorboard --logdir %s' shows it.", made.folder, RUNS)
 

@@ -13,10 +13,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import flowers_pl
 from flowers_pl.core.text import printable
-from flowers_pl.data.folder import TRAIN, VAL
-from flowers_pl.data.reviews import in_words
+from flowers_pl.data.folder import REVIEWED, TRAIN, VAL
+from flowers_pl.data.reviews import ACTIONS, EXCLUDE, in_words
 from flowers_pl.data.split import Placed
 
+LATER = {  # settings that checkpoints of 0.1.0 lack
+    "top_head_lr": None, "layer_decay": 1.0, "warmup": 0.0, "schedule": "constant",
+}  # fmt: skip
 TO_FILL_IN = "**to be filled in**"
 MEASURES = {
     "accuracy": "accuracy",
@@ -80,12 +83,14 @@ def model_card(
         split_seed=data.get("split_seed"),
         val_share=f"{data.get('val_fraction', 0):.0%}",
         counts=list(_counts(facts["classes"], placed)) if placed else [],
-        reviewed=in_words(facts["review"], "A review") if facts.get("review") else "",
+        reviewed=_reviewed(facts),
         left_out=_left_out(num_left_out, facts.get("left_out", {})),
         weights=PurePath(settings["weights"] or "").name,
         stage=facts["stage"],
         average=facts.get("average"),
         **{name: settings[name] for name in ("head_lr", "top_lr", "dropout", "seed")},
+        **{name: settings.get(name, default) for name, default in LATER.items()},
+        optimizer="AdamW" if settings.get("weight_decay") else "Adam",
         results=results,
         measures=list(_measures(results or {})),
     )
@@ -114,6 +119,13 @@ def _counts(classes: Sequence[str], placed: Sequence[Placed]) -> Iterator[tuple[
 def _left_out(num_left_out: int, kinds: Mapping[str, int]) -> str:
     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     return f"{num_left_out} ({listed})" if listed else str(num_left_out)
+
+
+def _reviewed(facts: Mapping[str, Any]) -> str:
+    """Say what a review did; nothing where there was none."""
+    counts = {EXCLUDE: facts.get("left_out", {}).get(REVIEWED, 0), **facts.get("review", {})}
+    done = {action: counts[action] for action in ACTIONS if counts.get(action)}
+    return in_words(done, "A review") if done else ""
 
 
 def _measures(results: Mapping[str, Any]) -> Iterator[tuple[str, float, tuple[float, float] | None]]:
