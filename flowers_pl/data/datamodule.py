@@ -196,12 +196,9 @@ class FlowersDataModule(L.LightningDataModule):
             self._split.check_stored(self._stored)
         if self.trainer is not None and self.trainer.world_size > 1:
             self._split.check_ranks_agree(self.trainer.strategy, self.root)
-        self.classes, validating = (
-            split.class_names,
-            [photo.path for photo in split.placed if photo.side == VAL],
-        )
-        split.train.targets = self.soft_labels.targets(self.classes, self.placed, split.train.labels)
-        self.reported_photos = self._named(validating, self.val_photos.labels)
+        self.classes = split.class_names
+        split.train.targets = self.soft_labels.targets(self.classes, split.placed, split.train.labels)
+        self.reported_photos = self._named(split.paths(VAL), split.val.labels)
 
     def _named(self, paths: Sequence[str], labels: np.ndarray) -> list[Photo]:
         """Return photos with their classes, spelled as the model spells them."""

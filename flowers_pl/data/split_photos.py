@@ -148,6 +148,10 @@ class SplitPhotos:
         left_out = sorted([*usable.left_out, *conflicts, *excluded])
         return cls(class_names, placed, left_out, side(TRAIN, seed), side(VAL, None))
 
+    def paths(self, side: str) -> list[str]:
+        """Return the paths of the photos on a side, in the order of its rows."""
+        return [photo.path for photo in self.placed if photo.side == side]
+
     def check_ranks_agree(self, strategy: Strategy, root: Path) -> None:
         """Check that all ranks found the same photos: each lists them for itself, and they may change.
 
