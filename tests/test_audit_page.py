@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,9 +19,10 @@ from flowers_pl.audit.html import SIZE, render_page
 from flowers_pl.audit.pictures import LADDER, make_pictures
 from flowers_pl.cli.app import main
 from flowers_pl.core.files import read_csv
+from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.drawing_folder import write_drawings
 from flowers_pl.data.drawings import draw_flower
-from flowers_pl.data.reviews import Decision, read_review, sha256_of, write_review
+from flowers_pl.data.reviews import Decision, read_review, sha256_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -251,8 +251,10 @@ def test_5000_findings_scroll(browser: Browser, tmp_path: Path) -> None:
         for place in (0.5, 1.0, 0.25):
             page.evaluate("place => scrollTo(0, place * document.documentElement.scrollHeight)", place)
             page.wait_for_function(
-                """() => { const one = document.elementFromPoint(300, 500)?.closest('.entry');
-                           return one && one.querySelector('img')?.naturalWidth > 0 }"""
+                """() => { const seen = [...document.querySelectorAll('.entry')].filter(one => {
+                             const { top, bottom } = one.getBoundingClientRect();
+                             return bottom > 0 && top < innerHeight });
+                          return seen.length && seen.every(one => one.querySelector('img')?.naturalWidth) }"""
             )
             assert drawn() < 60
         for _ in range(50):
@@ -279,33 +281,49 @@ def test_the_pictures_take_no_more_room_than_there_is(tmp_path: Path) -> None:
     assert rung not in (LADDER[0], LADDER[-1])
 
 
-def test_an_audit_with_a_review_asks_only_what_is_new(
-    real_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_from_planted_errors_to_mended_labels_and_on_to_what_is_new(
+    browser: Browser, real_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what the page saves then holds the earlier decisions too."""
+    """The audit finds them, keys mend them, training takes them, the next audit asks only what is new.
+
+    What the page of that one saves has the earlier decisions, too.
+    """
     monkeypatch.chdir(tmp_path)
     write_drawings(Path("photos"), 30, seed=3, size=96)
-    for path, kind in (("rose/0.png", "daisy"), ("rose/1.png", "sunflower")):
-        draw_flower(kind, 100 + len(path), 96).save(f"photos/{path}")
+    planted = {"rose/0.png": "daisy", "rose/1.png": "sunflower"}
+    for path, kind in planted.items():
+        draw_flower(kind, 100 + 2 * int(path[5]), 96).save(f"photos/{path}")
     args = ["audit", "--data.root", "photos", "--data.image_size", "96", "--data.workers", "0"]
     args += ["--model.weights", str(real_weights)]
     assert main(args) == 0
-    first = json.loads(Path("audit/audit.json").read_text())
-    assert {"rose/0.png", "rose/1.png"} <= first["asked"].keys()
-    asked = first["asked"]["rose/0.png"]
-    assert asked["sha256"] == sha256_of(Path("photos/rose/0.png"))
-    assert list(asked["neighbours"]) == ["rose", "daisy"]
-    assert all(path.startswith("daisy/") for path in asked["neighbours"]["daisy"])
-    decisions = {path: Decision(path, "keep", "", one["sha256"]) for path, one in first["asked"].items()}
-    decisions["rose/0.png"] = decisions["rose/0.png"]._replace(action="relabel", label="daisy")
-    decisions["rose/1.png"] = decisions["rose/1.png"]._replace(sha256="0" * 64)  # of another file
-    write_review("review.csv", decisions.values())
+    first = json.loads(Path("audit/audit.json").read_text())["asked"]
+    assert planted.keys() <= first.keys()
+    assert list(first["rose/0.png"]["neighbours"]) == ["rose", "daisy"]
+    assert all(path.startswith("daisy/") for path in first["rose/0.png"]["neighbours"]["daisy"])
+    for page in opened(browser, Path("audit/audit.html").resolve()):
+        for _ in first:
+            name = page.locator("#view .name").inner_text()
+            page.keyboard.press("3" if name in planted else "1")  # 3 is the likely class
+        shutil.copy(saved(page, by_key=True), "review.csv")
+    decisions = {one.path: one for one in read_review("review.csv")}
+    assert {path: one.label for path, one in decisions.items() if one.action == "relabel"} == planted
+    assert all(one.sha256 == sha256_of(Path("photos", path)) for path, one in decisions.items())
+    data = FlowersDataModule(root="photos", image_size=32, workers=0, review="review.csv")
+    data.prepare_data()
+    data.setup("fit")
+    labels = {photo.path: photo.label for photo in data.placed}
+    assert {path: labels[path] for path in planted} == planted
+
+    draw_flower("tulip", 999, 96).save("photos/rose/1.png")  # another photo under its name
     assert main([*args, "--review", "review.csv", "--output", "again"]) == 0
     second = json.loads(Path("again/audit.json").read_text())
     assert "rose/1.png" in second["asked"]
     assert not second["asked"].keys() & (decisions.keys() - {"rose/1.png"})
     assert second["reviewed"]["unused"] == 1
-    embedded = re.search(r'id="data">(.*?)</script>', Path("again/audit.html").read_text())
-    assert embedded is not None
-    rows = {row[0]: row[1:] for row in json.loads(embedded[1])["earlier"]}
-    assert rows["rose/0.png"] == ["relabel", "daisy", decisions["rose/0.png"].sha256]
+    for page in opened(browser, Path("again/audit.html").resolve()):
+        while page.locator("#view .name").inner_text() != "rose/1.png":
+            page.keyboard.press("ArrowRight")
+        page.keyboard.press("2")
+        rows = {one.path: one for one in read_review(saved(page))}
+    assert rows.pop("rose/1.png").action == "exclude"
+    assert rows == {path: one for path, one in decisions.items() if path != "rose/1.png"}
