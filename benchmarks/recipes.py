@@ -100,13 +100,15 @@ class Bench:
         """Make a run and append its row; print why it failed, if it did."""
         folder = self.args.runs / f"{run.recipe.replace(' ', '_').replace(',', '')}-{run.split}-{run.seed}"
         if run.recipe in TEACHERS:
-            self.taught[run.split].wait()
+            self.taught[run.split].wait(max(0.0, min(1e6, self.ends - time.monotonic())))
         if time.monotonic() > self.ends:
             return
         start = time.monotonic()
-        found = self._teach(run, folder) if run.recipe == "teacher" else self._fit(run, folder)
-        if run.recipe == "teacher":
-            self.taught[run.split].set()
+        try:
+            found = self._teach(run, folder) if run.recipe == "teacher" else self._fit(run, folder)
+        finally:
+            if run.recipe == "teacher":
+                self.taught[run.split].set()
         if found:
             self._note(run, found, (time.monotonic() - start) / 60)
 
@@ -288,6 +290,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="recipes; default all of the plan")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop all runs after this time")
+    parser.add_argument("--most", type=int, help="stop after so many runs")
     parser.add_argument("--soft_weight", type=float, default=0.7, help="of the teacher's soft labels")
     parser.add_argument("--fit", nargs="*", default=[], help="further options of fit, without their dashes")
     parser.add_argument("--teacher", nargs="*", default=[], help="options of teach, without their dashes")
@@ -313,7 +316,7 @@ def main() -> None:
             bench.taught[split].set()
     try:
         with ThreadPoolExecutor(args.jobs) as workers:
-            list(workers.map(bench.make, (run for run in wanted if run not in finished)))
+            list(workers.map(bench.make, [run for run in wanted if run not in finished][: args.most]))
     except KeyboardInterrupt:
         for process in bench.running:
             process.kill()
