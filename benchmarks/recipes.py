@@ -103,29 +103,30 @@ class Bench:
             self.taught[run.split].wait(max(0.0, min(1e6, self.ends - time.monotonic())))
         if time.monotonic() > self.ends:
             return
-        start = time.monotonic()
         try:
             found = self._teach(run, folder) if run.recipe == "teacher" else self._fit(run, folder)
         finally:
             if run.recipe == "teacher":
                 self.taught[run.split].set()
         if found:
-            self._note(run, found, (time.monotonic() - start) / 60)
+            self._note(run, found)
 
     def _teach(self, run: Run, folder: Path) -> dict[str, float] | None:
-        out = self._soft_labels(run.split)
+        out, start = self._soft_labels(run.split), time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         if not self._command(
             folder, "teach", f"--data.split_seed={run.split}", f"--out={out}", *self.args.teacher
         ):
             return None
-        return {"accuracy": _teacher_accuracy(out, self.args.photos)}
+        minutes = (time.monotonic() - start) / 60
+        return {"accuracy": _teacher_accuracy(out, self.args.photos), "minutes": minutes}
 
     def _soft_labels(self, split: int) -> Path:
         return Path(self.args.runs).resolve() / f"soft-{split}.csv"
 
     def _fit(self, run: Run, folder: Path) -> dict[str, float] | None:
         folder.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
         options = [*RECIPES[run.recipe]]
         if run.recipe in TEACHERS:
             options += [f"--data.soft_labels={self._soft_labels(run.split)}"]
@@ -136,8 +137,12 @@ class Bench:
             "--export=none", "--gradcam.every_n_epochs=0", *options, *self.args.fit,
         ):  # fmt: skip
             return None
+        minutes = (time.monotonic() - start) / 60
+        if not self._command(folder, "test", "--ckpt_path=checkpoints/run/best.ckpt"):
+            return None
         report = json.loads((folder / "checkpoints/run/test.json").read_text())
-        return {"accuracy": report["accuracy"], "loss": report["nll"], "ece": report["ece"]}
+        scores = {"accuracy": report["accuracy"], "loss": report["nll"], "ece": report["ece"]}
+        return scores | {"minutes": minutes}
 
     def _command(self, folder: Path, subcommand: str, *options: str) -> bool:
         """Run a command; the log is in its folder."""
@@ -162,10 +167,9 @@ class Bench:
             print(f"{folder.name} ended with {code}: {(folder / 'output.txt').read_text()[-1500:]}")
         return not code
 
-    def _note(self, run: Run, found: dict[str, float], minutes: float) -> None:
+    def _note(self, run: Run, found: dict[str, float]) -> None:
         row = run._asdict() | {name: f"{value:.5f}" for name, value in found.items()}
-        row |= {"minutes": f"{minutes:.2f}", "device": self.args.device}
-        row |= {"torch": self.args.torch, "commit": self.args.commit}
+        row |= {"device": self.args.device, "torch": self.args.torch, "commit": self.args.commit}
         with self.lock:
             new = not self.table.exists()
             with open(self.table, "a", newline="") as file:
@@ -173,8 +177,7 @@ class Bench:
                 if new:
                     writer.writeheader()
                 writer.writerow(row)
-            print(*run, *(f"{name} {value:.4f}" for name, value in found.items()), f"{minutes:.2f} min",
-                  flush=True)  # fmt: skip
+            print(*run, *(f"{name} {value:.4f}" for name, value in found.items()), flush=True)
 
 
 def _teacher_accuracy(table: Path, photos: Path) -> float:
