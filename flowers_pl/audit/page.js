@@ -52,7 +52,7 @@ function choices(photo, large) {
     if (photo.likely < 0 || direct) rest.sort((one, two) => one - two);
     for (const label of rest) {
       const selected = Boolean(made && made[0] === RELABEL && made[1] === data.classes[label].cell);
-      list.append(make("option", { value: label, textContent: `It is a ${data.classes[label].name}`, selected }));
+      list.append(make("option", { value: label, textContent: data.classes[label].name, selected }));
       if (selected) list.className = "chosen";
     }
     row.append(list);
