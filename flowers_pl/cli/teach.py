@@ -12,7 +12,7 @@ import torchvision
 from jsonargparse import Namespace
 
 from flowers_pl.cli.commands import SUMMARIES
-from flowers_pl.cli.options import Options, asks_for_help, given
+from flowers_pl.cli.options import Options, given
 from flowers_pl.cli.trainer import seed
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable
@@ -100,10 +100,9 @@ def _parse(args: list[str]) -> tuple[Namespace, Options]:
     options.add_class("data", FlowersDataModule)
     options.parser.link_arguments("seed_everything", "data.seed")
     defaults: dict[str, Any] = {f"data.augmentation.{name}": value for name, value in AUGMENTATION.items()}
-    if not asks_for_help(args):
-        wanted = given("--data.image_size", args) or ""
-        size = int(wanted) if wanted.isdecimal() else teacher_kind(given("--teacher", args) or OWN).size
-        defaults |= {"data.image_size": size, "data.stored_size": size * 8 // 7}
+    wanted = given("--data.image_size", args) or ""
+    size = int(wanted) if wanted.isdecimal() else teacher_kind(given("--teacher", args) or OWN).size
+    defaults |= {"data.image_size": size, "data.stored_size": size * 8 // 7}  # 256 for 224
     options.parser.set_defaults(defaults)
     return options.parse(args), options
 
