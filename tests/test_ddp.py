@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from probe import FIRST_STEPS
+from strong import ALL_ON
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowers_pl.core.files import write_csv
@@ -25,6 +26,10 @@ from flowers_pl.training.checkpoint_files import read_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 HERE = str(Path(__file__).parent)
+STRONG = {
+    "stored_size": 48,
+    "augmentation": {"crop": 0.35, "contrast": 0.2, "saturation": 0.2, "weak_epochs": 1},
+}
 
 
 def write_settings(home: Path, drawings: Path, **changed: Any) -> None:
@@ -36,6 +41,7 @@ def write_settings(home: Path, drawings: Path, **changed: Any) -> None:
             "batch_size": changed.pop("batch_size", 10),
             "val_fraction": 0.1,
             "workers": 0,
+            **changed.pop("data", {}),
         },
         "model": {"weights": None},
         "unfreeze": {"head_epochs": 2, "top_epochs": 2},
@@ -108,9 +114,9 @@ def pictures(run: Path, name: str) -> list[bytes]:
     return [image.encoded_image_string for image in events.Images(name)]
 
 
-@pytest.mark.parametrize(("devices", "batch_size"), [(2, 4), (3, 6)])
+@pytest.mark.parametrize(("devices", "batch_size", "data"), [(2, 4, {}), (3, 6, {}), (2, 4, STRONG)])
 def test_any_number_of_processes_gives_the_same_run(
-    tmp_path: Path, drawings: Path, devices: int, batch_size: int
+    tmp_path: Path, drawings: Path, devices: int, batch_size: int, data: dict[str, Any]
 ) -> None:
     """In float64, so that Adam has no rounding to amplify.
 
@@ -118,6 +124,7 @@ def test_any_number_of_processes_gives_the_same_run(
     """
     for number, strategy in ((1, "auto"), (devices, "ddp")):
         many = {"devices": number, "strategy": strategy, "precision": "64-true", "batch_size": batch_size}
+        many["data"] = data
         write_settings(tmp_path, drawings, **many)
         said = fit(tmp_path, "--config", "small.yaml", "--run_name", str(number))
         assert said.count("Stage 2 trains") == 1  # one rank speaks
@@ -132,6 +139,24 @@ def test_any_number_of_processes_gives_the_same_run(
         assert sheets[0] == sheets[1], picture
         assert len(sheets[0]) == 1
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_several_processes_train_the_strong_recipe_as_one_does(tmp_path: Path, drawings: Path) -> None:
+    """By one rule for all ranks: rates by depth, AdamW, warm-up, cosine, clipping and the average."""
+    for number, strategy in ((1, "auto"), (2, "ddp")):
+        many = {"devices": number, "strategy": strategy, "precision": "64-true", "batch_size": 4}
+        write_settings(tmp_path, drawings, **many, **ALL_ON["trainer"])
+        settings = yaml.safe_load((tmp_path / "small.yaml").read_text())
+        for group in ("model", "unfreeze", "average"):
+            settings[group] = settings.get(group, {}) | ALL_ON[group]
+        (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings))
+        fit(tmp_path, "--config", "small.yaml", "--run_name", str(number))
+    one, two = (tmp_path / "checkpoints" / str(number) for number in (1, 2))
+    difference = largest_difference(weights(one), weights(two))
+    print(f"float64, 1 and 2 processes, all parts on: weights differ by {difference:.2g} at most")
+    assert difference < 1e-8
+    for row, other in zip(figures(one), figures(two), strict=True):
+        assert row == pytest.approx(other, rel=1e-5)  # metrics are float32
 
 
 def write_soft_labels(root: Path, file: Path) -> None:

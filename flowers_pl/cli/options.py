@@ -113,6 +113,10 @@ class Options:
             settings[name] = expand_home(path if os.path.exists(path) else unescape_bytes(path))
         return settings
 
+    def defaults(self) -> str:
+        """Write the settings that hold without a command line as YAML."""
+        return self.dump(self.parser.get_defaults())
+
     def dump(self, settings: Namespace) -> str:
         """Write settings as YAML, with absolute paths: a run may be resumed from another working folder."""
         absolute = settings.clone()

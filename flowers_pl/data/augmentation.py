@@ -44,6 +44,7 @@ try:
 except Exception as error:  # one of the libraries that it needs is missing, or of another version
     cv2 = None  # type: ignore[assignment]
     _cv2_error = printable(str(error)) or type(error).__name__
+LEVELS = np.arange(256, dtype=np.float32)
 
 
 def augment(photos: Tensor, draws: Tensor, ranges: Augmentation, size: int | None = None) -> Tensor:
@@ -80,15 +81,15 @@ def augment_opencv(photos: Tensor, draws: Tensor, ranges: Augmentation, size: in
     """
     uniform = draws.numpy().astype(np.float64) / 2**BITS
     old, new = tuple(photos.shape[-2:]), _new_size(photos, size)
-    pixels = photos.permute(0, 2, 3, 1)
-    coloured, warped = torch.empty(pixels.shape[1:]), torch.empty(len(photos), *new, 3)
-    change = _ColoursOfOne(uniform, ranges)
+    pixels = photos.permute(0, 2, 3, 1).numpy()
+    warped = torch.empty(len(photos), *new, 3)
+    change_one = _ColoursOfOne(uniform, ranges, pixels.shape[1:])
     matrices = warp_matrices(uniform, ranges, new)
     passes = blur_passes(ranges, old, new)
     taps = blur_taps(matrices, passes, old, new) if passes else np.zeros((len(photos), 2))
     matrices = pixel_matrices(matrices, old, new)
     for row, (photo, target) in enumerate(zip(pixels, warped.numpy(), strict=True)):
-        source = change(row, photo, coloured)
+        source = change_one(row, photo)
         for _ in range(passes if taps[row].any() else 0):
             across, down = (np.array([tap, 1 - 2 * tap, tap]) for tap in taps[row])
             source = cv2.sepFilter2D(source, -1, across, down, borderType=cv2.BORDER_REPLICATE)
@@ -100,36 +101,45 @@ def augment_opencv(photos: Tensor, draws: Tensor, ranges: Augmentation, size: in
 
 
 class _ColoursOfOne:
-    """Does what `change_colours` does, to one photo at a time.
+    """Does what `change_colours` does, to one photo at a time, in as few passes over its pixels as will do.
 
     Args:
         uniform: float64 (N, ranges.num_draws or more) in [0, 1).
         ranges: how far photos may be changed.
+        shape: height, width and 3.
     """
 
-    def __init__(self, uniform: np.ndarray, ranges: Augmentation) -> None:
-        self.brightness = torch.from_numpy(brightness_factors(uniform, ranges).astype(np.float32))
+    def __init__(self, uniform: np.ndarray, ranges: Augmentation, shape: tuple[int, ...]) -> None:
+        self.brightness = brightness_factors(uniform, ranges).astype(np.float32)
         self.contrast = contrast_factors(uniform, ranges).tolist() if ranges.contrast else None
         self.saturation = saturation_factors(uniform, ranges).tolist() if ranges.saturation else None
+        self.changed, self.saturated = (np.empty(shape, np.float32) for _ in range(2))
 
-    def __call__(self, row: int, photo: Tensor, out: Tensor) -> np.ndarray:
+    def __call__(self, row: int, photo: np.ndarray) -> np.ndarray:
         """Change the colours of a photo.
 
         Args:
             row: of its draws.
             photo: (H, W, 3), uint8 or float.
-            out: float32 (H, W, 3), is overwritten.
+
+        Returns:
+            float32 (H, W, 3); the next call overwrites it.
         """
-        torch.mul(photo, self.brightness[row], out=out).clamp_(0, 255)
-        pixels = out.numpy()
+        levels = LEVELS if photo.dtype == np.uint8 else photo.astype(np.float32, copy=False)
+        values = levels * self.brightness[row]
+        pixels = self._look_up(photo, values.clip(0, 255, out=values))
         if self.contrast is not None:
-            factor = self.contrast[row]
-            mean = float(np.dot(cv2.mean(pixels)[:3], GREY))
-            out.mul_(factor).add_((1 - factor) * mean).clamp_(0, 255)
+            factor, mean = self.contrast[row], float(np.dot(cv2.mean(pixels)[:3], GREY))
+            values = values * factor + (1 - factor) * mean
+            pixels = self._look_up(photo, values.clip(0, 255, out=values))
         if self.saturation is not None:
-            cv2.transform(pixels, saturation_matrix(self.saturation[row]), dst=pixels)
-            out.clamp_(0, 255)
+            matrix = saturation_matrix(self.saturation[row])
+            pixels = cv2.transform(pixels, matrix, dst=self.saturated).clip(0, 255, out=self.saturated)
         return pixels
+
+    def _look_up(self, photo: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Return the new pixels: those of bytes come from a table of what becomes of each level."""
+        return cv2.LUT(photo, values, dst=self.changed) if photo.dtype == np.uint8 else values
 
 
 def augment_torch(photos: Tensor, draws: Tensor, ranges: Augmentation, size: int | None = None) -> Tensor:

@@ -39,7 +39,7 @@ def change_colours(photos: Tensor, uniform: Tensor, ranges: Augmentation) -> Ten
     Returns:
         float32 (N, 3, H, W), clamped to 0 to 255 after each change.
     """
-    pixels = (photos * _each(brightness_factors(uniform, ranges))).clamp_(0, 255)
+    pixels = (photos * _each(brightness_factors(uniform, ranges))).to(torch.float32).clamp_(0, 255)
     if ranges.contrast:
         factors = _each(contrast_factors(uniform, ranges))
         mean = _grey(pixels.mean((2, 3), keepdim=True))
