@@ -21,7 +21,7 @@ from flowers_pl.core.system import best_precision
 from flowers_pl.core.text import printable
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.teaching.loop import Recipe
-from flowers_pl.teaching.networks import OWN, make_teacher, teacher_kind
+from flowers_pl.teaching.networks import LITE, OWN, make_teacher, teacher_kind
 from flowers_pl.teaching.out_of_fold import Lesson, check_table, teach, write_soft_labels
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ def run(args: list[str]) -> None:
     data.setup("fit")
     lesson = Lesson.of(data, settings.all_photos)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = settings.precision or best_precision(device.type)
+    best = "32-true" if device.type == "cpu" and kind.name == LITE else best_precision(device.type)
+    precision = settings.precision or best  # Lite2's depthwise kernels are slower in bfloat16 on a CPU
     rate = settings.learning_rate or (RATE if probe.has_batch_norm() else RATE_WITHOUT_BATCH_NORM)
     recipe = Recipe(
         settings.epochs, data.batch_size, rate, data.seed, data.image_size, data.augmentation, device,
