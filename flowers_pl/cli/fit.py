@@ -49,6 +49,7 @@ from flowers_pl.training.resume import (
     restarted,
 )
 from flowers_pl.training.stage_callbacks import StageEarlyStopping, UnfreezeTopLayers
+from flowers_pl.training.temperature_callback import FitTemperature
 from flowers_pl.training.weight_average import WeightAverage
 
 log = logging.getLogger(__name__)
@@ -203,7 +204,7 @@ def _trainer(
     return make_trainer(
         made.trainer,
         args,
-        [*watching, checkpoints, FitNovelty(), *own, writer],
+        [*watching, checkpoints, FitNovelty(), FitTemperature(), *own, writer],
         default_root_dir=made.trainer.default_root_dir or str(folder),
         logger=[logger for logger in loggers if not isinstance(logger, bool) and logger is not None],
         plugins=[*(made.trainer.plugins or []), AtomicCheckpointIO()],

@@ -83,6 +83,8 @@ def model_card(
         weights=PurePath(settings["weights"] or "").name,
         stage=facts["stage"],
         average=facts.get("average"),
+        temperature=facts.get("temperature"),
+        flip_test=settings.get("flip_test", False),
         **{name: settings[name] for name in ("head_lr", "top_lr", "dropout", "seed")},
         results=results,
         measures=list(_measures(results or {})),
