@@ -116,7 +116,7 @@ def test_the_report_says_what_the_temperature_changes() -> None:
     assert found.after < found.before / 2
     assert f"it was {found.before:.4f} before the temperature of {temperature:.3f}" in report.text()
     assert report.as_dict()["calibration"] == {
-        "temperature": temperature, "before": found.before, "after": found.after,
+        "temperature": temperature, "before": found.before, "after": found.after, "fitted_here": False,
     }  # fmt: skip
     plain = evaluate(after, labels.numpy(), list("abcde"))
     assert "calibration" not in plain.as_dict()

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from probe import FIRST_STEPS
+from strong import ALL_ON
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flowers_pl.core.names import KEY
@@ -130,6 +131,24 @@ def test_any_number_of_processes_gives_the_same_run(
         assert sheets[0] == sheets[1], picture
         assert len(sheets[0]) == 1
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_several_processes_train_the_strong_recipe_as_one_does(tmp_path: Path, drawings: Path) -> None:
+    """By one rule for all ranks: rates by depth, AdamW, warm-up, cosine, clipping and the average."""
+    for number, strategy in ((1, "auto"), (2, "ddp")):
+        many = {"devices": number, "strategy": strategy, "precision": "64-true", "batch_size": 4}
+        write_settings(tmp_path, drawings, **many, **ALL_ON["trainer"])
+        settings = yaml.safe_load((tmp_path / "small.yaml").read_text())
+        for group in ("model", "unfreeze", "average"):
+            settings[group] = settings.get(group, {}) | ALL_ON[group]
+        (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings))
+        fit(tmp_path, "--config", "small.yaml", "--run_name", str(number))
+    one, two = (tmp_path / "checkpoints" / str(number) for number in (1, 2))
+    difference = largest_difference(weights(one), weights(two))
+    print(f"float64, 1 and 2 processes, all parts on: weights differ by {difference:.2g} at most")
+    assert difference < 1e-8
+    for row, other in zip(figures(one), figures(two), strict=True):
+        assert row == pytest.approx(other, rel=1e-5)  # metrics are float32
 
 
 @pytest.mark.parametrize("balance", ["sampler", "loss"])

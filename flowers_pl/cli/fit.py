@@ -273,18 +273,18 @@ def _is_concluded(made: Run) -> bool:
 
 def _conclude(made: Run, best_epoch: int, metrics: dict[str, float]) -> None:
     """Write what a run ends with, on one rank: its curves, its final model, and where everything is."""
-    draw_curves(made.folder, best_epoch)
+    data, stage = made.data, made.model.stage
+    draw_curves(made.folder, best_epoch, stage.chooses)
     if made.settings.export != "none":
-        data = made.data
         results: dict[str, Any] = {
-            "judged": f"{validation_images(data)}; this side chose the checkpoint",
+            "judged": f"{validation_images(data)}; {stage.chosen}",
             "photos": len(data.reported_photos),
         }
         results |= {name.partition("_")[2]: value for name, value in metrics.items()}
         final = made.folder / FINAL[made.settings.export]
         best = made.folder / BEST
         write_final(made.model.cpu(), best, final, data.root, data.placed, NUM_CHECKED, results=results)
-    log.info("Best epoch: %d. On the validation side, which chose it:", best_epoch + 1)
+    log.info("%s:", stage.kept(best_epoch))
     show(lines(metrics))
     log.info("Everything of this run is in %s; 'tensorboard --logdir %s' shows it.", made.folder, RUNS)
 

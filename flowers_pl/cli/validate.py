@@ -11,9 +11,10 @@ from flowers_pl.runs.results import validation_images
 def run(args: list[str]) -> None:
     """Evaluate the validation side."""
     evaluation = prepare("validate", SUMMARIES["validate"], args, output=lambda settings, folder: None)
-    metrics = evaluation.metrics(evaluation.trainer.validate, evaluation.load())
+    model = evaluation.load()
+    metrics = evaluation.metrics(evaluation.trainer.validate, model)
     count = len(evaluation.data.reported_photos)
-    show(f"{count} {validation_images(evaluation.data)}; this side chose the checkpoint.")
+    show(f"{count} {validation_images(evaluation.data)}; {model.stage.chosen}.")
     if sum(evaluation.trainer.num_val_batches) < len(evaluation.data.val_dataloader()):
         show("Only a part of them was evaluated (--trainer.limit_val_batches).")
     show(lines(metrics))

@@ -16,11 +16,13 @@ class Recalibration(NamedTuple):
         temperature: what logits were divided by.
         before: the error without it, 0 to 1.
         after: with it.
+        fitted_here: whether it was fitted on these images, so that `after` is slightly optimistic.
     """
 
     temperature: float
     before: float
     after: float
+    fitted_here: bool
 
 
 class Bins(NamedTuple):
@@ -76,16 +78,19 @@ def equal_mass_error(confidence: np.ndarray, correct: np.ndarray) -> float:
     return float(sum(abs(gap.sum()) for gap in gaps) / len(order))
 
 
-def recalibration(probabilities: np.ndarray, correct: np.ndarray, temperature: float) -> Recalibration:
+def recalibration(
+    probabilities: np.ndarray, correct: np.ndarray, temperature: float, fitted_here: bool
+) -> Recalibration:
     """Compare calibrated probabilities with those before the temperature, which follow from them.
 
     Args:
         probabilities: float64 (N, classes), with the temperature.
         correct: bool (N,): whether the likeliest class is the true one.
         temperature: what logits were divided by.
+        fitted_here: whether it was fitted on these images.
     """
     peak = probabilities.max(1)
     # Softmax at T is p, so p ** T, normalised, is softmax at 1; relative to the peak nothing overflows.
     without = 1 / ((probabilities / peak[:, None]) ** temperature).sum(1)
     errors = (equal_mass_error(confidence, correct) for confidence in (without, peak))
-    return Recalibration(temperature, *errors)
+    return Recalibration(temperature, *errors, fitted_here)

@@ -116,8 +116,8 @@ class Report:
         yield f"cross-entropy      {self.nll:.4f}"
         yield f"calibration error  {self.ece:.4f}  (ECE, {BINS} bins; 0 is best)"
         if self.recalibration is not None:
-            temperature, before, after = self.recalibration
-            fitted_on = "these" if self.chose_checkpoint else "other"
+            temperature, before, after, _ = self.recalibration
+            fitted_on = "these" if self.recalibration.fitted_here else "other"
             yield (
                 f"In {BINS} bins of equal mass it is {after:.4f}; it was {before:.4f} before the temperature"
                 f" of {temperature:.3f}, fitted on {fitted_on} images."
@@ -179,6 +179,7 @@ def evaluate(
     evaluated_on: str = "images",
     chose_checkpoint: bool = False,
     temperature: float | None = None,
+    fitted_here: bool = False,
 ) -> Report:
     """Compare predictions with the truth.
 
@@ -199,6 +200,7 @@ def evaluate(
         evaluated_on: which images these are, in words that can follow a number: "validation images".
         chose_checkpoint: whether these images chose the epoch that was kept.
         temperature: what the model's logits were divided by, where it is calibrated.
+        fitted_here: whether the temperature was fitted on these images.
 
     Raises:
         FlowersError: there are no images, or the model's output is not finite.
@@ -210,7 +212,9 @@ def evaluate(
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(confusion, (labels, predictions), 1)
     likeliest = np.argsort(-probabilities, axis=1, kind="stable")[:, :2]
-    correct = predictions == labels
+    correct, changed = predictions == labels, None
+    if temperature is not None:
+        changed = recalibration(probabilities, correct, temperature, fitted_here)
     of_truth = probabilities[np.arange(len(labels)), labels]
     return Report(
         classes=tuple(classes),
@@ -221,7 +225,7 @@ def evaluate(
         intervals=_intervals(confusion, seed, resamples),
         evaluated_on=evaluated_on,
         chose_checkpoint=chose_checkpoint,
-        recalibration=None if temperature is None else recalibration(probabilities, correct, temperature),
+        recalibration=changed,
     )
 
 

@@ -16,6 +16,9 @@ from flowers_pl.core.text import printable
 from flowers_pl.data.folder import TRAIN, VAL
 from flowers_pl.data.split import Placed
 
+LATER = {  # settings that checkpoints of 0.1.0 lack
+    "top_head_lr": None, "layer_decay": 1.0, "warmup": 0.0, "schedule": "constant",
+}  # fmt: skip
 TO_FILL_IN = "**to be filled in**"
 MEASURES = {
     "accuracy": "accuracy",
@@ -86,6 +89,8 @@ def model_card(
         temperature=facts.get("temperature"),
         flip_test=settings.get("flip_test", False),
         **{name: settings[name] for name in ("head_lr", "top_lr", "dropout", "seed")},
+        **{name: settings.get(name, default) for name, default in LATER.items()},
+        optimizer="AdamW" if settings.get("weight_decay") else "Adam",
         results=results,
         measures=list(_measures(results or {})),
     )

@@ -56,9 +56,15 @@ def log_pictures(folder: Path) -> None:
             writer.add_image(printable(file.stem), pixels, dataformats="HWC")
 
 
-def draw_curves(run: Path, best_epoch: int) -> None:
-    """Draw `plots/training_curves.png` of a run from its metrics.csv."""
-    save_figure(figures.training_curves(read_table(run / METRICS), best_epoch), run / CURVES)
+def draw_curves(run: Path, best_epoch: int, chosen: bool = True) -> None:
+    """Draw `plots/training_curves.png` of a run from its metrics.csv.
+
+    Args:
+        run: the folder.
+        best_epoch: the epoch that was kept.
+        chosen: whether it was kept for its validation loss, and not because it was the last one.
+    """
+    save_figure(figures.training_curves(read_table(run / METRICS), best_epoch, chosen), run / CURVES)
     log_pictures(run / PLOTS)
 
 
@@ -92,8 +98,9 @@ def write_report(
         np.array([class_names.index(photo.label) for photo, _ in readable]),
         class_names,
         evaluated_on=validation_images(data) if data.test_root is None else f"images of {data.test_root}",
-        chose_checkpoint=data.test_root is None,
+        chose_checkpoint=data.test_root is None and checkpoint[KEY]["stage"].get("chooses", True),
         temperature=None if temperature is None else temperature.value,
+        fitted_here=data.test_root is None,
     )
     write_predictions(run / PREDICTIONS, rows, class_names)
     origin = {"checkpoint": str(ckpt), "step": checkpoint["global_step"]}

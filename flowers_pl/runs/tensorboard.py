@@ -101,11 +101,12 @@ class LogPredictions(L.Callback):
         predictions = trainer.strategy.reduce(self._predictions, reduce_op="sum")
         if _writers(trainer):
             assert isinstance(predictions, Tensor)
-            _add_figures(trainer, self._figures(trainer, pl_module.classes, predictions.cpu().numpy()))
+            _add_figures(trainer, self._figures(trainer, pl_module, predictions.cpu().numpy()))
 
     def _figures(
-        self, trainer: L.Trainer, class_names: list[str], predictions: np.ndarray
+        self, trainer: L.Trainer, module: FlowerClassifier, predictions: np.ndarray
     ) -> dict[str, Figure]:
+        class_names = module.classes
         photos = trainer.datamodule.val_photos  # type: ignore[attr-defined]  # set by Lightning
         rows = np.flatnonzero(predictions[0])
         truths, predicted = photos.labels[rows], predictions[0, rows].astype(int) - 1
@@ -124,7 +125,8 @@ class LogPredictions(L.Callback):
             predictions[1, rows[shown]].tolist(),
             total=len(wrong),
         )
-        matrices = confusion_matrix(matrix, class_names, "Best epoch")
+        title = f"{'Best' if module.stage.chooses else 'Last'} epoch"
+        matrices = confusion_matrix(matrix, class_names, title)
         return {"best/confusion_matrix": matrices, "best/misclassified": mistakes}
 
 

@@ -18,6 +18,7 @@ from flowers_pl.core.signals import StopSignals
 from flowers_pl.data.batches import Batch
 from flowers_pl.training.checkpoint_files import copy_checkpoint, read_checkpoint, remove_leftovers
 from flowers_pl.training.metrics import SideMetrics
+from flowers_pl.training.stage import Stage
 
 log = logging.getLogger(__name__)
 MIDDLE = f"{KEY}_inside_epoch"  # the key that only a checkpoint saved inside an epoch has
@@ -30,10 +31,11 @@ NOTHING_LEFT = (
 class RunCheckpoints(Checkpoint):
     """Saves the best and the last state of a run: `best.ckpt` and `last.ckpt`.
 
-    The best has the lowest validation loss of the whole run, over both stages. Both are written at the end of
-    validation. Lightning resumes exactly from there and from the end of a batch that is not its epoch's last,
-    but not from between an epoch's last batch and the end of its validation. Where --trainer.max_steps or
-    --trainer.max_time ends a run inside an epoch, `last.ckpt` is written there.
+    The best has the lowest validation loss of the whole run, over both stages. Where the learning rates fall
+    to zero over a stage, it is the last one too. Both are written at the end of validation. Lightning resumes
+    exactly from there and from the end of a batch that is not its epoch's last, but not from between an
+    epoch's last batch and the end of its validation. Where --trainer.max_steps or --trainer.max_time ends a
+    run inside an epoch, `last.ckpt` is written there.
 
     Args:
         folder: of the run; None for the trainer's log_dir.
@@ -107,7 +109,7 @@ class RunCheckpoints(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking or _is_trial(trainer):
             return
         loss = float(trainer.callback_metrics["val_loss"])
-        if better := loss < self.best_loss:
+        if better := loss < self.best_loss or not _chooses(pl_module):
             self.best_loss, self.best_epoch = loss, trainer.current_epoch
         best, last = self.path(trainer, BEST), self.path(trainer, LAST)
         if better:
@@ -234,6 +236,12 @@ def _batches(trainer: L.Trainer) -> dict[str, int | str]:
         "seed": data.seed,
         "balance": data.balance,
     }
+
+
+def _chooses(module: L.LightningModule) -> bool:
+    """Return whether the validation loss chooses the epoch that is kept, and not the end of the schedule."""
+    stage = getattr(module, "stage", None)
+    return not isinstance(stage, Stage) or stage.chooses
 
 
 def _is_trial(trainer: L.Trainer) -> bool:
