@@ -110,6 +110,7 @@ class FlowersDataModule(L.LightningDataModule):
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.classes: list[str] = []
         self.reported_photos: list[Photo] = []
+        self.validates = True  # a refit sets it to False: all photos of its split are trained on
         self._split: SplitPhotos | None = None
         self._files: PhotoFiles | None = None
         self._preparation = Preparation(lambda: self.trainer, augmentation)
@@ -135,10 +136,11 @@ class FlowersDataModule(L.LightningDataModule):
     def _needs_root(self) -> bool:
         fn = self.trainer.state.fn if self.trainer is not None else TrainerFn.FITTING
         if fn == TrainerFn.TESTING:
-            return self._find_test_root() is None
+            return self.find_test_root() is None
         return fn != TrainerFn.PREDICTING
 
-    def _find_test_root(self) -> str | None:
+    def find_test_root(self) -> str | None:
+        """Return the folder to test on, test/ of the root where no other is given; None for neither."""
         tests = [name for name, side in split_folders(self.root).items() if side == TEST]
         if self.test_root is None and tests:
             self.test_root = str(self.root / tests[0])
@@ -163,7 +165,7 @@ class FlowersDataModule(L.LightningDataModule):
             self.classes, self.image_size = list(module.classes), module.image_size
         if stage == "predict":
             self._setup_predict()
-        elif stage == "test" and (test_root := self._find_test_root()) is not None:
+        elif stage == "test" and (test_root := self.find_test_root()) is not None:
             self._setup_test(Path(test_root))
         elif self._split is None:
             self._setup_split()
@@ -171,7 +173,7 @@ class FlowersDataModule(L.LightningDataModule):
     def _setup_split(self) -> None:
         skip = self.unreadable == "skip" or not (self.trainer is None or self._preparation.fitting())
         settings = SplitSettings(
-            self.root, self.split, self.val_fraction, self.split_seed, self.exclude, skip
+            self.root, self.split, self.val_fraction, self.split_seed, self.exclude, skip, self.validates
         )
         listed, decoded = self._list_and_decode(retry=False)
         self._split = SplitPhotos.from_decoded(listed, decoded, settings, self.seed, self.classes)
@@ -246,7 +248,7 @@ class FlowersDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> PrefetchLoader:
         """Load the validation side, not augmented, in the order of its paths."""
-        if not self._preparation.fitting():
+        if not (self._preparation.fitting() and self.validates):
             return self._loader(self.val_photos, 2 * self.batch_size)
         features = self._preparation.cache_features(self.val_photos, self.cache_dir)
         return self._loader(features, 2 * self.batch_size)

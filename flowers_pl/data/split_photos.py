@@ -52,6 +52,7 @@ class SplitSettings:
         split_seed: decides which.
         exclude: a CSV file that names photos to leave out.
         skip_unreadable: whether a run goes on without photos that cannot be read.
+        validates: whether there is a validation side; else all photos of the split are trained on.
     """
 
     root: Path
@@ -60,6 +61,7 @@ class SplitSettings:
     split_seed: int
     exclude: str | None
     skip_unreadable: bool
+    validates: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,15 @@ class SplitPhotos:
             )
         else:
             placed, conflicts = _split(usable, settings, {entry.path for entry in excluded})
-        check_sides(placed, found, every_class=settings.split == "grouped" and not all_trained)
+        if not settings.validates:
+            placed = [photo._replace(side=TRAIN) for photo in placed]
+        check_sides(placed, found, settings.split == "grouped" and not all_trained, settings.validates)
         _log_split(placed, class_names, settings, len(usable.left_out), conflicts, len(excluded))
         row_of = dict(zip((photo.path for photo in usable.photos), usable.rows.tolist(), strict=True))
 
         def side(name: str, seed: int | None) -> CachedPhotos:
             members = [photo for photo in placed if photo.side == name]
-            rows = np.array([row_of[photo.path] for photo in members])
+            rows = np.array([row_of[photo.path] for photo in members], dtype=np.int64)
             labels = class_numbers([photo.label for photo in members], class_names, settings.root)
             return CachedPhotos(usable, rows, labels, seed)
 
@@ -171,7 +175,7 @@ def _split(
         return grouped_split(decoded.photos, groups, settings.val_fraction, settings.split_seed)
     if settings.split == "notebook":
         return notebook_split(decoded.photos, groups, settings.val_fraction), []
-    return read_split(Path(settings.split), decoded.photos, excluded), []
+    return read_split(Path(settings.split), decoded.photos, excluded, settings.validates), []
 
 
 def _log_split(

@@ -92,5 +92,5 @@ def recalibration(
     peak = probabilities.max(1)
     # Softmax at T is p, so p ** T, normalised, is softmax at 1; relative to the peak nothing overflows.
     without = 1 / ((probabilities / peak[:, None]) ** temperature).sum(1)
-    errors = (equal_mass_error(confidence, correct) for confidence in (without, peak))
-    return Recalibration(temperature, *errors, fitted_here)
+    before, after = (equal_mass_error(confidence, correct) for confidence in (without, peak))
+    return Recalibration(temperature, before, after, fitted_here)

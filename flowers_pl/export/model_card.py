@@ -88,6 +88,8 @@ def model_card(
         average=facts.get("average"),
         temperature=facts.get("temperature"),
         flip_test=settings.get("flip_test", False),
+        refit_of=facts.get("refit_of"),
+        own=results is not (facts.get("refit_of") or {}).get("results"),
         **{name: settings[name] for name in ("head_lr", "top_lr", "dropout", "seed")},
         **{name: settings.get(name, default) for name, default in LATER.items()},
         optimizer="AdamW" if settings.get("weight_decay") else "Adam",

@@ -216,8 +216,8 @@ class FlowerClassifier(FlowerModel):
         return weighted.sum() * (self.trainer.world_size / batch.total)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Evaluate validation photos and return their logits to callbacks."""
-        return self._shared_step(batch, "val")
+        """Evaluate validation photos and return their logits to callbacks; a refit has no such photos."""
+        return self._shared_step(batch, "val") if self.refit is None else batch.photos.new_empty(0)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluate photos of the test folder, or of the validation side."""
@@ -243,7 +243,8 @@ class FlowerClassifier(FlowerModel):
     def on_validation_epoch_end(self) -> None:
         """Log training and validation: a checkpoint is saved next, and a run resumed from it starts after."""
         self._log_training()
-        self._log_metrics("val")
+        if self.refit is None:
+            self._log_metrics("val")
 
     def on_train_epoch_end(self) -> None:
         """Log the training of an epoch that was not validated."""

@@ -21,6 +21,7 @@ from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.mobilenet import IMAGENET_MEAN, IMAGENET_STD, FlowerNet
 from flowers_pl.network.novelty import Novelty
 from flowers_pl.training.checkpoint_files import read_checkpoint, unusable
+from flowers_pl.training.refit import Refit
 from flowers_pl.training.stage import Stage
 
 Photos = list[Any] | tuple[Any, ...]  # of PhotoSource
@@ -47,6 +48,7 @@ class FlowerModel(L.LightningModule):
         self.frozen: FrozenPart | None = None
         self.novelty: Novelty | None = None
         self.temperature: Temperature | None = None
+        self.refit: Refit | None = None  # of the run that this one repeats on all photos
         self._restored = False
 
     def build(
@@ -214,6 +216,7 @@ class FlowerModel(L.LightningModule):
             "left_out": dict(Counter(photo.kind for photo in self._data.left_out)) if self._data else {},
             "unlike": self.novelty.state() if self.novelty else None,
             "temperature": self.temperature.state() if self.temperature else None,
+            "refit_of": self.refit.state() if self.refit else None,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -236,5 +239,6 @@ class FlowerModel(L.LightningModule):
             self.build(saved["classes"], saved["image_size"], saved["mean"], saved["std"])
         self.novelty = Novelty.from_state(saved.get("unlike"))
         self.temperature = Temperature.from_state(saved.get("temperature"))
+        self.refit = Refit.from_state(saved.get("refit_of"))
         self.enter_stage(Stage(**saved["stage"] | {"ended": False}))  # the stage callbacks find out
         self._restored = True

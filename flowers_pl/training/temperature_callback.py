@@ -54,7 +54,9 @@ class FitTemperature(Checkpoint):
         module, data = cast(FlowerClassifier, pl_module), cast(Any, trainer).datamodule
         state = None
         if trainer.is_global_zero:
-            if module.calibrate:
+            if module.calibrate and module.refit is not None:
+                state = module.refit.temperature
+            elif module.calibrate:
                 state = fit_temperature(module, data, module.compute_dtype or torch.float32).state()
             settings = {"calibrate": module.calibrate, "flip_test": module.flip_test}
             before = read_checkpoint(file)
