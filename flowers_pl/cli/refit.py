@@ -8,9 +8,9 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.names import KEY
+from flowers_pl.core.names import BEST, KEY
 from flowers_pl.core.text import plural
-from flowers_pl.runs.refit import read_refit, train_on_all
+from flowers_pl.runs.refit import read_refit
 from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.refit import Refit
 
@@ -40,7 +40,7 @@ def check_settings(refit: Refit, run: Path, settings: Namespace) -> None:
     """
     if not settings.model.calibrate:
         return
-    flips = (read_checkpoint(run / "best.ckpt")["hyper_parameters"]).get("flip_test", False)
+    flips = read_checkpoint(run / BEST)["hyper_parameters"].get("flip_test", False)
     if refit.temperature is None or flips != settings.model.flip_test:
         raise FlowersError(
             f"--model.calibrate: a refit copies the temperature of its run, and {str(run)!r} has none for"
@@ -58,7 +58,7 @@ def make_refit(refit: Refit, made: Namespace, split: Path) -> None:
         split: the list of the photos.
     """
     made.model.refit = refit
-    train_on_all(made.data, split)
+    made.data.all_of = split
     if not refit.top_epochs:
         made.unfreeze.epochs[2] = 0
     log.info(

@@ -110,7 +110,7 @@ class FlowersDataModule(L.LightningDataModule):
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.classes: list[str] = []
         self.reported_photos: list[Photo] = []
-        self.validates = True  # a refit sets it to False: all photos of its split are trained on
+        self.all_of: Path | None = None  # the split.csv whose photos, of both sides, a refit trains on
         self._split: SplitPhotos | None = None
         self._files: PhotoFiles | None = None
         self._preparation = Preparation(lambda: self.trainer, augmentation)
@@ -173,7 +173,7 @@ class FlowersDataModule(L.LightningDataModule):
     def _setup_split(self) -> None:
         skip = self.unreadable == "skip" or not (self.trainer is None or self._preparation.fitting())
         settings = SplitSettings(
-            self.root, self.split, self.val_fraction, self.split_seed, self.exclude, skip, self.validates
+            self.root, self.split, self.val_fraction, self.split_seed, self.exclude, skip, self.all_of
         )
         listed, decoded = self._list_and_decode(retry=False)
         self._split = SplitPhotos.from_decoded(listed, decoded, settings, self.seed, self.classes)
@@ -248,7 +248,7 @@ class FlowersDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> PrefetchLoader:
         """Load the validation side, not augmented, in the order of its paths."""
-        if not (self._preparation.fitting() and self.validates):
+        if not (self._preparation.fitting() and self.all_of is None):
             return self._loader(self.val_photos, 2 * self.batch_size)
         features = self._preparation.cache_features(self.val_photos, self.cache_dir)
         return self._loader(features, 2 * self.batch_size)

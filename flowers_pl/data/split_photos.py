@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,8 @@ class SplitSettings:
         split_seed: decides which.
         exclude: a CSV file that names photos to leave out.
         skip_unreadable: whether a run goes on without photos that cannot be read.
-        validates: whether there is a validation side; else all photos of the split are trained on.
+        all_of: a split.csv that takes the place of `split` and `exclude`: the photos of both its sides are
+            trained on, and none validates.
     """
 
     root: Path
@@ -61,7 +62,7 @@ class SplitSettings:
     split_seed: int
     exclude: str | None
     skip_unreadable: bool
-    validates: bool = True
+    all_of: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ class SplitPhotos:
         Raises:
             FlowersError: the photos, the split or the list of exclusions are not usable.
         """
+        if settings.all_of is not None:
+            settings = replace(settings, split=str(settings.all_of), exclude=None)
         sides = split_folders(settings.root)
         by_folders = bool(sides) and settings.split == "grouped"
         testing = {photo.path for photo in listed if sides.get(photo.path.partition("/")[0]) == TEST}
@@ -122,9 +125,9 @@ class SplitPhotos:
             )
         else:
             placed, conflicts = _split(usable, settings, {entry.path for entry in excluded})
-        if not settings.validates:
+        if settings.all_of is not None:
             placed = [photo._replace(side=TRAIN) for photo in placed]
-        check_sides(placed, found, settings.split == "grouped" and not all_trained, settings.validates)
+        check_sides(placed, found, settings.split == "grouped" and not all_trained, settings.all_of is None)
         _log_split(placed, class_names, settings, len(usable.left_out), conflicts, len(excluded))
         row_of = dict(zip((photo.path for photo in usable.photos), usable.rows.tolist(), strict=True))
 
@@ -175,7 +178,7 @@ def _split(
         return grouped_split(decoded.photos, groups, settings.val_fraction, settings.split_seed)
     if settings.split == "notebook":
         return notebook_split(decoded.photos, groups, settings.val_fraction), []
-    return read_split(Path(settings.split), decoded.photos, excluded, settings.validates), []
+    return read_split(Path(settings.split), decoded.photos, excluded, settings.all_of is None), []
 
 
 def _log_split(

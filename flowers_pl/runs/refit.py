@@ -9,16 +9,10 @@ from typing import Any
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.names import BEST, CONFIG, KEY, METRICS, SPLIT
-from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.runs.final_model import results_of
 from flowers_pl.runs.tables import read_table
 from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.refit import Refit
-
-
-def train_on_all(data: FlowersDataModule, split: Path) -> None:
-    """Let a data module train on the photos of both sides of a run's split.csv; no photo validates."""
-    data.split, data.exclude, data.validates = str(split), None, False
 
 
 def read_refit(run: Path) -> Refit:
