@@ -25,6 +25,7 @@ from flowers_pl.core.screen import show
 from flowers_pl.core.signals import Stopped, StopSignals, lost_contact
 from flowers_pl.core.text import plural, printable
 from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.data.sampling import check_ranks
 from flowers_pl.network.weights import check_weights
 from flowers_pl.runs.final_model import NUM_CHECKED, write_final
 from flowers_pl.runs.ownership import RunFolder
@@ -135,12 +136,12 @@ def _make(args: list[str], signals: StopSignals) -> Run:
     folder, owned, checkpoint = run_folder(settings, checkpoint, repeats)
     try:
         written = options.dump(settings)
-        changed = checkpoint is not None and log_changes(folder / CONFIG, written)
+        changed = checkpoint is not None and log_changes(folder / CONFIG, written, options.defaults())
         made = options.parser.instantiate(settings)
         if refit is not None:
             make_refit(refit, made, (folder if checkpoint else repeats or folder) / SPLIT)
         if repeats is not None and checkpoint is None:
-            log_changes(repeats / CONFIG, written, "refit")
+            log_changes(repeats / CONFIG, written, options.defaults(), "refit")
         trainer = _trainer(made, args, folder, RunSettings(folder / CONFIG, written), signals)
     except BaseException:
         if owned is not None:
@@ -175,7 +176,7 @@ def _trainer(
 
 def _train(made: Run) -> None:
     trainer, checkpoint = made.trainer, made.checkpoint
-    made.data.check_ranks(trainer.world_size)
+    check_ranks(made.data.batch_size, trainer.world_size)
     if checkpoint is not None and (later := epochs_after(checkpoint)):
         log.warning(
             "%s: %s of this run came after it and will be retrained; %s resumes from the last one.",

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from flowers_pl.data.augmentation import epoch_draws
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.data.draws import epoch_draws
 
 Balance = Literal["none", "sampler", "loss"]
 
@@ -107,6 +108,19 @@ class BatchSampler(Sampler[BatchKey]):
             return balanced_order(self.labels, self.seed, epoch), positions
         order = epoch_draws(self.seed, epoch, self.photos).order
         return order, order
+
+
+def check_ranks(batch_size: int, ranks: int) -> None:
+    """Refuse a number of devices that does not divide the batch.
+
+    Raises:
+        FlowersError: `batch_size` is no multiple of it.
+    """
+    if batch_size % ranks:
+        raise FlowersError(
+            f"--data.batch_size {batch_size} cannot be divided among {ranks} devices; give a multiple of"
+            f" {ranks}."
+        )
 
 
 def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:

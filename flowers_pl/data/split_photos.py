@@ -14,6 +14,7 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.text import nfc, printable
 from flowers_pl.data.batches import CachedPhotos
 from flowers_pl.data.cache import DecodedPhotos
+from flowers_pl.data.draws import DRAWS
 from flowers_pl.data.duplicates import duplicate_groups
 from flowers_pl.data.exclusions import leave_out
 from flowers_pl.data.folder import (
@@ -91,6 +92,7 @@ class SplitPhotos:
         settings: SplitSettings,
         seed: int,
         model_classes: Sequence[str] = (),
+        num_draws: int = DRAWS,
     ) -> SplitPhotos:
         """Leave out, group duplicates and split; log what was done.
 
@@ -100,6 +102,7 @@ class SplitPhotos:
             settings: what decides the split.
             seed: of augmentation and dropout on the training side.
             model_classes: the classes of a trained model; none for those of the photos.
+            num_draws: for the augmentation of each photo.
 
         Raises:
             FlowersError: the photos, the split or the list of exclusions are not usable.
@@ -135,7 +138,7 @@ class SplitPhotos:
             members = [photo for photo in placed if photo.side == name]
             rows = np.array([row_of[photo.path] for photo in members], dtype=np.int64)
             labels = class_numbers([photo.label for photo in members], class_names, settings.root)
-            return CachedPhotos(usable, rows, labels, seed)
+            return CachedPhotos(usable, rows, labels, seed, num_draws)
 
         left_out = sorted([*usable.left_out, *conflicts, *excluded])
         return cls(class_names, placed, left_out, side(TRAIN, seed), side(VAL, None))
@@ -150,6 +153,20 @@ class SplitPhotos:
             raise FlowersError(
                 f"--data.root: the photos in {str(root)!r} changed while the run began; start it again."
             )
+
+    def check_stored(self, stored: DecodedPhotos) -> None:
+        """Check that the photos to train on were read for another cache, too.
+
+        Raises:
+            FlowersError: one was not.
+        """
+        unreadable = {entry.path: entry.reason for entry in stored.left_out}
+        for photo in self.placed:
+            if photo.side == TRAIN and photo.path in unreadable:
+                raise FlowersError(
+                    f"--data.root: {printable(photo.path)!r} could be read once but not again"
+                    f" ({printable(unreadable[photo.path])}); restore it and start again."
+                )
 
 
 def class_numbers(
@@ -208,7 +225,12 @@ def _log_split(
 
 
 def check_settings(
-    image_size: int, val_fraction: float, workers: int | None, batch_size: int = 1, drawn: int = 0
+    image_size: int,
+    val_fraction: float,
+    workers: int | None,
+    batch_size: int = 1,
+    drawn: int = 0,
+    stored_size: int | None = None,
 ) -> None:
     """Check numbers among the settings; `audit` has some of them.
 
@@ -218,6 +240,10 @@ def check_settings(
     if image_size < 32:
         raise FlowersError(
             f"--data.image_size must be at least 32 (the backbone halves it five times), not {image_size}."
+        )
+    if stored_size is not None and stored_size < image_size:
+        raise FlowersError(
+            f"--data.stored_size must be at least --data.image_size ({image_size}), not {stored_size}."
         )
     if not 0 < val_fraction < 1:
         raise FlowersError(f"--data.val_fraction must be more than 0 and less than 1, not {val_fraction}.")

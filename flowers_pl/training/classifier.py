@@ -211,7 +211,8 @@ class FlowerClassifier(FlowerModel):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return a loss whose gradient, averaged over the ranks by DDP, is that of the whole batch's mean."""
         logits, smoothing = self._shared_step(batch, "train"), self.label_smoothing
-        losses = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=smoothing)
+        targets = batch.labels if batch.targets is None else batch.targets.to(logits.dtype)
+        losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
         weighted = losses if batch.weights is None else losses * batch.weights.to(losses.dtype)
         return weighted.sum() * (self.trainer.world_size / batch.total)
 

@@ -42,18 +42,20 @@ def read_settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def log_changes(file: Path, settings: str, purpose: str = "resume") -> bool:
+def log_changes(file: Path, settings: str, defaults: str, purpose: str = "resume") -> bool:
     """Log each setting of a resumed run that differs from its config.yaml, and return whether one does.
 
     Args:
         file: the run's config.yaml.
         settings: the present settings, in YAML.
+        defaults: of settings that its version did not have: all settings without the command line, in YAML.
         purpose: what they are changed for.
     """
     if not file.is_file():
         log.warning("%s is missing: settings are the defaults and those of the command line.", file)
         return True
-    old, new = dict(_flat(read_settings(file))), dict(_flat(yaml.safe_load(settings)))
+    old, new = dict(_flat(yaml.safe_load(defaults))), dict(_flat(yaml.safe_load(settings)))
+    old |= _flat(read_settings(file))
     names = sorted(name for name in old.keys() | new.keys() if name.partition(".")[0] not in COMMAND_ONLY)
     changed = [name for name in names if not _same(old.get(name), new.get(name))]
     for name in changed:
