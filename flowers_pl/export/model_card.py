@@ -89,7 +89,7 @@ def model_card(
         temperature=facts.get("temperature"),
         flip_test=settings.get("flip_test", False),
         refit_of=facts.get("refit_of"),
-        own=results is not (facts.get("refit_of") or {}).get("results"),
+        own=results != (facts.get("refit_of") or {}).get("results"),
         **{name: settings[name] for name in ("head_lr", "top_lr", "dropout", "seed")},
         **{name: settings.get(name, default) for name, default in LATER.items()},
         optimizer="AdamW" if settings.get("weight_decay") else "Adam",
