@@ -99,6 +99,20 @@ def test_a_finished_run_that_is_given_more_epochs_is_the_longer_run(
     shutil.rmtree(run)
 
 
+def test_weak_epochs_that_would_no_longer_be_the_last_are_refused(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = home / "checkpoints" / "weak"
+    epochs = ["--unfreeze.head_epochs", "1", "--unfreeze.top_epochs", "1"]
+    weak = ["--data.augmentation.crop", "0.5", "--data.augmentation.weak_epochs", "1"]
+    assert main(["fit", "--config", "small.yaml", "--run_name", "weak", *epochs, *weak]) == 0
+    assert main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--unfreeze.top_epochs", "2"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "--unfreeze.top_epochs: this run follows a schedule over the length of its stage" in last
+    assert len(read_table(run / "metrics.csv")) == 2
+    shutil.rmtree(run)
+
+
 def test_epochs_that_will_be_trained_anew_are_counted(home: Path) -> None:
     run = home / "checkpoints" / "whole"
     epochs = len(read_table(run / "metrics.csv"))

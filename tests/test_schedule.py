@@ -314,7 +314,7 @@ def test_rates_that_would_jump_are_refused(
     assert main([*resume, option, value]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == (
-        f"flowers_pl: {option}: the learning rates of this run follow a schedule over its stage, which began"
+        f"flowers_pl: {option}: this run follows a schedule over the length of its stage, which began"
         f" with {began}, not {value}; resume it with {began}, or start a new run."
     )
     assert kept == {file: file.read_bytes() for file in kept}

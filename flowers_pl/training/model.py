@@ -76,6 +76,11 @@ class FlowerModel(L.LightningModule):
         """Return the Trainer's datamodule, which its annotations lack; None where there is none."""
         return getattr(self.trainer, "datamodule", None)
 
+    @property
+    def weak_epochs(self) -> int:
+        """Return how many of a stage's last epochs have weak augmentation."""
+        return getattr(getattr(self._data, "augmentation", None), "weak_epochs", 0)
+
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load weights as in `nn.Module`, and drop the frozen part that was made of others."""
         self.frozen = None

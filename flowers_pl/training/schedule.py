@@ -50,7 +50,9 @@ def follows_length(settings: Mapping[str, Any]) -> bool:
 
 
 def refuse_another_schedule(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with a schedule over another length, or of another kind: the rates would jump.
+    """Refuse to go on with a schedule over another length, or of another kind.
+
+    The learning rates would jump, and the weak last epochs would no longer be the last.
 
     Args:
         before: by option, what the schedule was made with.
@@ -62,6 +64,6 @@ def refuse_another_schedule(before: Mapping[str, Any], now: Mapping[str, Any]) -
     for option, value in now.items():
         if value != before[option]:
             raise FlowersError(
-                f"--{option}: the learning rates of this run follow a schedule over its stage, which began"
-                f" with {before[option]}, not {value}; resume it with {before[option]}, or start a new run."
+                f"--{option}: this run follows a schedule over the length of its stage, which began with"
+                f" {before[option]}, not {value}; resume it with {before[option]}, or start a new run."
             )

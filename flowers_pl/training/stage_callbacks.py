@@ -4,7 +4,7 @@ The stage is part of the module (`FlowerClassifier.stage`) and so of every check
 which optimizer there is, follow from it and not from an event that a callback saw, so a resumed run continues
 in its stage, which one with Lightning's `BaseFinetuning` does not (Lightning-AI/pytorch-lightning#21901).
 Whether a stage is over follows from its epochs so far and from the present settings: given more epochs or
-patience, a finished run continues, unless its learning rates follow a schedule over the length of a stage.
+patience, a finished run continues, unless something follows a schedule over the length of a stage.
 """
 
 from __future__ import annotations
@@ -164,8 +164,11 @@ class UnfreezeTopLayers(L.Callback):
     def _refuse_a_jump(self, module: FlowerClassifier, checkpoint: dict[str, Any]) -> None:
         """Compare what the learning rates follow with what they followed when a checkpoint was saved."""
         old, stage = checkpoint["hyper_parameters"], checkpoint[KEY]["stage"]
+        part = {1: "head", 2: "top"}[stage["number"]]
+        if stage.get("epochs") and module.weak_epochs:
+            option = f"unfreeze.{part}_epochs"
+            refuse_another_schedule({option: stage["epochs"]}, {option: self.epochs[stage["number"]]})
         if follows_length(old) or follows_length(module.hparams):
-            part = {1: "head", 2: "top"}[stage["number"]]
             before = {
                 "model.schedule": old.get("schedule", "constant"),
                 "model.warmup": old.get("warmup", 0.0),
