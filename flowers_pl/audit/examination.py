@@ -188,7 +188,8 @@ def _straddling(
             photo.path: photos[group].path for photo, group in zip(photos, groups.tolist(), strict=True)
         }
         splits[split] = [
-            placed._replace(group=group_of[placed.path]) for placed in read_split(Path(split), photos)
+            placed._replace(group=group_of[placed.path])
+            for placed in read_split(Path(split), photos, both=False)
         ]
     return {name: list(straddling(placed).values()) for name, placed in splits.items()}
 

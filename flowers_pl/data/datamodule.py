@@ -118,6 +118,7 @@ class FlowersDataModule(L.LightningDataModule):
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.classes: list[str] = []
         self.reported_photos: list[Photo] = []
+        self.all_of: Path | None = None  # the split.csv whose photos, of both sides, a refit trains on
         self._split: SplitPhotos | None = None
         self._stored: DecodedPhotos | None = None
         self._files: PhotoFiles | None = None
@@ -144,10 +145,11 @@ class FlowersDataModule(L.LightningDataModule):
     def _needs_root(self) -> bool:
         fn = self.trainer.state.fn if self.trainer is not None else TrainerFn.FITTING
         if fn == TrainerFn.TESTING:
-            return self._find_test_root() is None
+            return self.find_test_root() is None
         return fn != TrainerFn.PREDICTING
 
-    def _find_test_root(self) -> str | None:
+    def find_test_root(self) -> str | None:
+        """Return the folder to test on, test/ of the root where no other is given; None for neither."""
         tests = [name for name, side in split_folders(self.root).items() if side == TEST]
         if self.test_root is None and tests:
             self.test_root = str(self.root / tests[0])
@@ -176,7 +178,7 @@ class FlowersDataModule(L.LightningDataModule):
             self.classes, self.image_size = list(module.classes), module.image_size
         if stage == "predict":
             self._setup_predict()
-        elif stage == "test" and (test_root := self._find_test_root()) is not None:
+        elif stage == "test" and (test_root := self.find_test_root()) is not None:
             self._setup_test(Path(test_root))
         elif self._split is None:
             self._setup_split()
@@ -184,7 +186,7 @@ class FlowersDataModule(L.LightningDataModule):
     def _setup_split(self) -> None:
         skip = self.unreadable == "skip" or not self._training()
         settings = SplitSettings(
-            self.root, self.split, self.val_fraction, self.split_seed, self.exclude, skip
+            self.root, self.split, self.val_fraction, self.split_seed, self.exclude, skip, self.all_of
         )
         listed, decoded = self._list_and_decode(retry=False)
         self._split = SplitPhotos.from_decoded(
@@ -194,8 +196,7 @@ class FlowersDataModule(L.LightningDataModule):
             self._split.check_stored(self._stored)
         if self.trainer is not None and self.trainer.world_size > 1:
             self._split.check_ranks_agree(self.trainer.strategy, self.root)
-        self.classes = self._split.class_names
-        train = self.train_photos
+        self.classes, train = self._split.class_names, self.train_photos
         train.targets = self.soft_labels.targets(self.classes, self.placed, train.labels)
         validating = [photo.path for photo in self.placed if photo.side == VAL]
         self.reported_photos = self._named(validating, self.val_photos.labels)
@@ -249,7 +250,7 @@ class FlowersDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> PrefetchLoader:
         """Load the validation side, not augmented, in the order of its paths."""
-        if not self._preparation.fitting():
+        if not (self._preparation.fitting() and self.all_of is None):
             return self._loader(self.val_photos, 2 * self.batch_size)
         features = self._preparation.cache_features(self.val_photos, self.cache_dir)
         return self._loader(features, 2 * self.batch_size)
@@ -271,9 +272,8 @@ class FlowersDataModule(L.LightningDataModule):
         rank, num_ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         sampler = BatchSampler(len(dataset), batch_size, rank, num_ranks)
         if shuffled:
-            sampler.seed = self.seed
+            sampler.seed, sampler.labels, sampler.balance = self.seed, self.train_photos.labels, self.balance
             sampler.position = partial(self._preparation.position, len(dataset), self.batch_size)
-            sampler.labels, sampler.balance = self.train_photos.labels, self.balance
         plan = partial(self._preparation.plan, dataset, self.workers)
         return PrefetchLoader(sampler, dataset, self._preparation.ahead, plan)
 

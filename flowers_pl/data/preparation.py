@@ -81,7 +81,7 @@ class Preparation:
 
     def prepare(self, batch: Batch) -> Batch:
         """Augment a batch, where it has draws, and compute its features, where a part is frozen."""
-        if batch.features is not None:
+        if batch.features is not None or not batch.total:
             return batch
         photos, frozen = batch.photos, self.frozen()
         if batch.draws is not None:

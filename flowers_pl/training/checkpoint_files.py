@@ -140,10 +140,12 @@ def remove_leftovers(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def add_to_checkpoint(path: Path, part: dict[str, Any]) -> None:
-    """Rewrite a checkpoint, whole or not at all, with entries added to this project's part of it."""
+def add_to_checkpoint(path: Path, part: dict[str, Any], settings: dict[str, Any] | None = None) -> None:
+    """Rewrite a checkpoint, whole or not at all, with entries added to this project's part of it, and
+    `settings` to its hyper-parameters."""
     checkpoint = read_checkpoint(path)
     checkpoint[KEY] |= part
+    checkpoint["hyper_parameters"] |= settings or {}
     AtomicCheckpointIO().save_checkpoint(checkpoint, path)
 
 
