@@ -280,12 +280,12 @@ def _conclude(made: Run, best_epoch: int, metrics: dict[str, float]) -> None:
             "photos": len(data.reported_photos),
         }
         results |= {name.partition("_")[2]: value for name, value in metrics.items()}
-        final = made.folder / FINAL[made.settings.export]
-        best = made.folder / BEST
+        final, best = made.folder / FINAL[made.settings.export], made.folder / BEST
         write_final(made.model.cpu(), best, final, data.root, data.placed, NUM_CHECKED, results=results)
     log.info("Best epoch: %d. On the validation side, which chose it:", best_epoch + 1)
     show(lines(metrics))
-    log.info("Everything of this run is in %s; 'tensorboard --logdir %s' shows it.", made.folder, RUNS)
+    shown = "Everything of this run is in %s; 'tensorboard --logdir %s' shows it."
+    log.info(shown, made.folder, made.folder.parent)
 
 
 def _log_settings(trainer: L.Trainer, settings: dict[str, Any], metrics: dict[str, float]) -> None:

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import seen_from_here
 from flowers_pl.data.augmentation import Augmentation
 from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
@@ -141,7 +142,7 @@ class FlowersDataModule(L.LightningDataModule):
     def _find_test_root(self) -> str | None:
         tests = [name for name, side in split_folders(self.root).items() if side == TEST]
         if self.test_root is None and tests:
-            self.test_root = str(self.root / tests[0])
+            self.test_root = seen_from_here(self.root / tests[0])
         return self.test_root
 
     def _list_and_decode(self, retry: bool) -> tuple[list[Photo], DecodedPhotos]:

@@ -21,6 +21,10 @@ from flowers_pl.core.errors import FlowersError
 PREFIX = "features."  # of the backbone in torchvision's layout; the rest is the ImageNet classifier
 
 
+class NotDownloadedError(FlowersError):
+    """Weights that are known by name are not on this machine, and cannot be downloaded."""
+
+
 def load_weights(backbone: nn.Sequential, weights: str) -> None:
     """Load weights into torchvision's MobileNetV2 `features`.
 
@@ -110,9 +114,9 @@ def _download(name: str) -> Mapping[str, Tensor]:
     except (OSError, RuntimeError, HTTPException) as error:
         damaged = f"; delete {str(file)!r}, which is damaged" if file.exists() else ""
         reason = " ".join(str(error).split())
-        raise FlowersError(
+        raise NotDownloadedError(
             f"--model.weights: {name} could not be downloaded from {url} ({reason}){damaged}; give the path"
-            " of a copy of that file, or null to train without pretrained weights."
+            " of a copy of that file, or null to go without pretrained weights."
         ) from error
 
 
