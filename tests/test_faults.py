@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import shutil
 from collections.abc import Callable
@@ -12,9 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from flowers_pl import FlowerClassifier, main
+from flowers_pl import main
 from flowers_pl.cli import audit as audit_command
-from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import read_csv, read_json, write_csv, write_json
 from flowers_pl.core.names import BEST, CARD, NEW_CARD, PREDICTIONS, RUNS, SPLIT, TEST_JSON
 from flowers_pl.data.drawings import draw_flower
@@ -24,24 +24,9 @@ from flowers_pl.runs.final_model import write_card
 RUN = Path(__file__).parent / "data" / "run-0.1.0"
 DRAWINGS = RUN / "drawings"
 FIT = [
-    "fit",
-    "--data.image_size",
-    "32",
-    "--data.workers",
-    "0",
-    "--model.weights",
-    "null",
-    "--export",
-    "none",
-    "--trainer.precision",
-    "32",
-    "--trainer.enable_progress_bar",
-    "false",
-    "--unfreeze.head_epochs",
-    "1",
-    "--unfreeze.top_epochs",
-    "0",
-    "--data.root",
+    *("fit", "--data.image_size", "32", "--data.workers", "0", "--model.weights", "null", "--export", "none"),
+    *("--trainer.precision", "32", "--trainer.enable_progress_bar", "false"),
+    *("--unfreeze.head_epochs", "1", "--unfreeze.top_epochs", "0", "--data.root"),
 ]
 
 
@@ -78,15 +63,14 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("command", ["test", "export", "explain"])
-@pytest.mark.parametrize("part", EDITS)
+@pytest.mark.parametrize(
+    ("part", "command"), [*zip(EDITS, itertools.cycle(["test", "export", "explain"]), strict=False)]
+)
 def test_a_checkpoint_whose_parts_were_changed(
     part: str, command: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit, expected = EDITS[part]
     change(run, edit)
-    if (part, command) == ("data", "explain"):
-        return  # it uses the root alone
     line = said([command, "--ckpt_path", str(run / BEST)], capsys)
     assert expected in line
     assert BEST in line
@@ -185,7 +169,7 @@ def test_audit_where_the_default_weights_cannot_be_downloaded(
     args = ["audit", "--data.root", str(DRAWINGS), "--data.image_size", "32", "--output", output]
     assert main(args) == 0
     assert caplog.text.count("Labels will not be checked. --model.weights: IMAGENET1K_V1") == 1
-    assert "Duplicates" in Path(output, "audit.txt").read_text()
+    assert "or no download" in Path(output, "audit.txt").read_text()
 
 
 def test_audit_with_a_file_of_weights_that_is_not_there_is_refused(
@@ -217,16 +201,13 @@ def test_the_test_folder_of_a_split_is_named_as_seen_from_here(
     assert read_json(RUNS / "run" / TEST_JSON)["judged"] == "images of photos/test"
 
 
-def test_a_run_whose_name_is_not_utf_8_is_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_whose_name_is_not_utf_8_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     name = os.fsdecode(b"caf\xe9")
     assert main([*FIT, str(DRAWINGS), "--run_name", name]) == 0
     last = str(RUNS / name / "last.ckpt")
-    monkeypatch.delenv("FLOWERS_PL_RUN_NAME", raising=False)
     assert main(["fit", "--ckpt_path", last, "--unfreeze.head_epochs", "2"]) == 0
-    assert "Epoch 2" in capsys.readouterr().err or FlowerClassifier.load(last).classes
+    assert torch.load(last, weights_only=True)["epoch"] == 1
 
 
 def test_a_resume_shows_where_the_run_lies(
@@ -246,6 +227,4 @@ def test_a_split_of_other_columns_given_by_hand_is_one_sentence(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / SPLIT).write_text("photo;class\na;b\n")
-    assert "has no column" in said(["validate"], capsys)
-    with pytest.raises(FlowersError):
-        FlowerClassifier.load(run / "none.ckpt")
+    assert "has no column 'group'" in said(["validate"], capsys)
