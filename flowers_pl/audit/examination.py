@@ -85,7 +85,7 @@ def examine(
         decoded.photos, groups, split, val_fraction, split_seed, split_folders(root)
     )
     if network is None:
-        findings.unchecked = "there are no weights (--model.weights null)"
+        findings.unchecked = "there are no weights (--model.weights null, or no download)"
     elif len(decoded.photos) < 2:
         findings.unchecked = "there are too few photos"
     else:

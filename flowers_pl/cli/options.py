@@ -120,6 +120,9 @@ class Options:
     def dump(self, settings: Namespace) -> str:
         """Write settings as YAML, with absolute paths: a run may be resumed from another working folder."""
         absolute = settings.clone()
+        for name, value in settings.items():
+            if isinstance(value, str):
+                absolute[name] = yaml_text(value)
         for name, path in _paths(settings):
             absolute[name] = yaml_text(expanded(path))
         return str(self.parser.dump(absolute, skip_unset=False))

@@ -29,8 +29,10 @@ def run(args: list[str]) -> None:
         )
     evaluation.metrics(evaluation.trainer.test, model)
     report = write_report(folder, checkpoint, evaluation.data, model.classes, model.tested)
-    if (folder / CARD).is_file() and checkpoint.name == BEST:
-        placed = split_of(checkpoint) if (folder / SPLIT).is_file() else []
-        write_card(folder, checkpoint, placed)
     show(report.text())
+    if (folder / CARD).is_file() and checkpoint.name == BEST:
+        try:
+            write_card(folder, checkpoint, split_of(checkpoint) if (folder / SPLIT).is_file() else [])
+        except FlowersError as error:
+            log.warning("%s is not renewed: %s", folder / CARD, error)
     log.info("Written to %s: test.txt, test.json, predictions.csv and plots.", folder)

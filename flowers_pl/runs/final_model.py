@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import read_json, replacing, write_json
-from flowers_pl.core.names import CARD, EXPORTS, KEY, LEFT_OUT, SPLIT, TEST_JSON
+from flowers_pl.core.names import CARD, EXPORTS, KEY, LEFT_OUT, NEW_CARD, SPLIT, TEST_JSON
 from flowers_pl.core.system import processor
 from flowers_pl.core.text import plural
 from flowers_pl.data.batches import Prediction
@@ -155,7 +155,8 @@ def write_card(
 ) -> None:
     """Write the model card of a checkpoint and of all that was exported from it.
 
-    What was measured of other weights than the checkpoint's is left out of the card and named in the log.
+    What was measured of other weights than the checkpoint's is left out of the card and named in the log. A
+    card that a person has changed is kept, and the new one is written beside it.
 
     Args:
         folder: where it goes, beside the exported files.
@@ -164,7 +165,7 @@ def write_card(
         files: what is new: from a file's name to what was measured of it.
         results: of this checkpoint, for this and later cards where `test` has none.
     """
-    from flowers_pl.export.model_card import model_card
+    from flowers_pl.export.model_card import model_card, sealed
 
     checkpoint, listed = read_checkpoint(ckpt), folder / EXPORTS
     step, refit = checkpoint["global_step"], checkpoint[KEY].get("refit_of")
@@ -190,8 +191,22 @@ def write_card(
         tested or results,
         every,
     )
-    with replacing(folder / CARD) as unfinished:
-        unfinished.write_text(card, encoding="utf-8")
+    with replacing(_place_of_card(folder)) as unfinished:
+        unfinished.write_text(sealed(card), encoding="utf-8")
+
+
+def _place_of_card(folder: Path) -> Path:
+    """Return where a new card goes: not over one that a person has changed, for example filled in."""
+    from flowers_pl.export.model_card import is_sealed
+
+    card = folder / CARD
+    if not card.is_file() or is_sealed(card.read_text(encoding="utf-8", errors="replace")):
+        return card
+    log.warning(
+        "%s was changed by hand, so it is kept, and the new card is %s; copy what you need.",
+        card, folder / NEW_CARD,
+    )  # fmt: skip
+    return folder / NEW_CARD
 
 
 def results_of(ckpt: Path) -> dict[str, Any] | None:
