@@ -20,7 +20,7 @@ from flowers_pl.cli.refit import check_settings, find_refit, make_refit
 from flowers_pl.cli.run_folder import run_folder
 from flowers_pl.cli.trainer import choose_precision, make_trainer, naming_option, seed
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.names import BEST, CARD, CONFIG, CURVES, KEY, LAST, METRICS, RUNS, SPLIT
+from flowers_pl.core.names import BEST, CARD, CONFIG, CURVES, KEY, LAST, METRICS, SPLIT
 from flowers_pl.core.screen import show
 from flowers_pl.core.signals import Stopped, StopSignals, lost_contact
 from flowers_pl.core.text import plural, printable
