@@ -93,7 +93,7 @@ def examine(
     )
     features = None
     if network is None:
-        findings.unchecked = "there are no weights (--model.weights null)"
+        findings.unchecked = "there are no weights (--model.weights null, or no download)"
     elif len(decoded.photos) < 2:
         findings.unchecked = "there are too few photos"
     else:
@@ -208,7 +208,7 @@ def _straddling(
         }
         splits[split] = [
             placed._replace(group=group_of[placed.path])
-            for placed in read_split(Path(split), photos, decided.paths(EXCLUDE), decided.used)
+            for placed in read_split(Path(split), photos, decided.paths(EXCLUDE), decided.used, both=False)
         ]
     return {name: list(straddling(placed).values()) for name, placed in splits.items()}
 

@@ -12,7 +12,7 @@ import torchvision
 from jsonargparse import Namespace
 
 from flowers_pl.cli.commands import SUMMARIES
-from flowers_pl.cli.options import Options, asks_for_help, given
+from flowers_pl.cli.options import Options, given
 from flowers_pl.cli.trainer import seed
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable
@@ -21,7 +21,7 @@ from flowers_pl.core.system import best_precision
 from flowers_pl.core.text import printable
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.teaching.loop import Recipe
-from flowers_pl.teaching.networks import OWN, make_teacher, teacher_kind
+from flowers_pl.teaching.networks import LITE, OWN, make_teacher, teacher_kind
 from flowers_pl.teaching.out_of_fold import Lesson, check_table, teach, write_soft_labels
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ def run(args: list[str]) -> None:
     data.setup("fit")
     lesson = Lesson.of(data, settings.all_photos)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = settings.precision or best_precision(device.type)
+    best = "32-true" if device.type == "cpu" and kind.name == LITE else best_precision(device.type)
+    precision = settings.precision or best  # Lite2's depthwise kernels are slower in bfloat16 on a CPU
     rate = settings.learning_rate or (RATE if probe.has_batch_norm() else RATE_WITHOUT_BATCH_NORM)
     recipe = Recipe(
         settings.epochs, data.batch_size, rate, data.seed, data.image_size, data.augmentation, device,
@@ -100,10 +101,9 @@ def _parse(args: list[str]) -> tuple[Namespace, Options]:
     options.add_class("data", FlowersDataModule)
     options.parser.link_arguments("seed_everything", "data.seed")
     defaults: dict[str, Any] = {f"data.augmentation.{name}": value for name, value in AUGMENTATION.items()}
-    if not asks_for_help(args):
-        wanted = given("--data.image_size", args) or ""
-        size = int(wanted) if wanted.isdecimal() else teacher_kind(given("--teacher", args) or OWN).size
-        defaults |= {"data.image_size": size, "data.stored_size": size * 8 // 7}
+    wanted = given("--data.image_size", args) or ""
+    size = int(wanted) if wanted.isdecimal() else teacher_kind(given("--teacher", args) or OWN).size
+    defaults |= {"data.image_size": size, "data.stored_size": size * 8 // 7}  # 256 for 224
     options.parser.set_defaults(defaults)
     return options.parse(args), options
 

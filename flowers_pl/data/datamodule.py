@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,10 +12,10 @@ import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
+from flowers_pl.core.files import seen_from_here
 from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles, photos_to_predict
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
-from flowers_pl.data.download import download_flower_photos
-from flowers_pl.data.drawing_folder import write_drawings
+from flowers_pl.data.drawing_folder import obtain_photos
 from flowers_pl.data.feature_cache import FeatureCache
 from flowers_pl.data.folder import TEST, VAL, LeftOut, Photo, list_photos, split_folders
 from flowers_pl.data.formats import Limits, set_limits
@@ -28,7 +27,6 @@ from flowers_pl.data.soft_labels import SoftLabels
 from flowers_pl.data.split import Placed
 from flowers_pl.data.split_photos import SplitPhotos, SplitSettings, check_settings, class_numbers
 
-log = logging.getLogger(__name__)
 SETTINGS = ("image_size", "val_fraction", "split", "split_seed", "exclude", "review", "drawn", "drawn_size")
 
 
@@ -46,9 +44,9 @@ class FlowersDataModule(L.LightningDataModule):
         split_seed: decides which photos validate; not the training seed, so that seeds can be compared.
         seed: decides order, augmentation and dropout.
         exclude: a CSV file whose column path names photos of `root` to leave out; 'audit --write' writes one.
-        review: a CSV file of decisions on photos, as the page of 'audit' saves it; `exclude` wins over it.
         stored_size: pixels a side that training photos are kept at, for sharper crops (`augmentation.crop`);
             default `image_size`, at which validation photos are read in any case.
+        review: a CSV file of decisions on photos, as the page of 'audit' saves it; `exclude` wins over it.
         augmentation: how far training photos may be changed.
         balance: against classes of unequal size: 'sampler' shows as many photos of each class in an epoch,
             'loss' weighs the training losses so that each class counts the same. Validation is not changed.
@@ -90,8 +88,8 @@ class FlowersDataModule(L.LightningDataModule):
         split_seed: int = 0,
         seed: int = 0,
         exclude: str | None = None,
-        review: str | None = None,
         stored_size: int | None = None,
+        review: str | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         balance: Balance = "none",
         soft_labels: str | None = None,
@@ -120,6 +118,7 @@ class FlowersDataModule(L.LightningDataModule):
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.classes: list[str] = []
         self.reported_photos: list[Photo] = []
+        self.all_of: Path | None = None  # the split.csv whose photos, of both sides, a refit trains on
         self._split: SplitPhotos | None = None
         self._stored: DecodedPhotos | None = None
         self._files: PhotoFiles | None = None
@@ -136,23 +135,20 @@ class FlowersDataModule(L.LightningDataModule):
         """
         if self._split is not None or not self._needs_root():
             return
-        if self.drawn:
-            write_drawings(self.root, self.drawn, self.split_seed, self.drawn_size)
-            log.info("%s holds drawings, not photos: %d of each kind.", self.root, self.drawn)
-        elif not self.root.exists() and self.root.absolute() == Path("data/flowers").absolute():
-            download_flower_photos(self.root)
+        obtain_photos(self.root, self.drawn, self.split_seed, self.drawn_size)
         self._list_and_decode(retry=True)
 
     def _needs_root(self) -> bool:
         fn = self.trainer.state.fn if self.trainer is not None else TrainerFn.FITTING
         if fn == TrainerFn.TESTING:
-            return self._find_test_root() is None
+            return self.find_test_root() is None
         return fn != TrainerFn.PREDICTING
 
-    def _find_test_root(self) -> str | None:
+    def find_test_root(self) -> str | None:
+        """Return the folder to test on, test/ of the root where no other is given; None for neither."""
         tests = [name for name, side in split_folders(self.root).items() if side == TEST]
         if self.test_root is None and tests:
-            self.test_root = str(self.root / tests[0])
+            self.test_root = seen_from_here(self.root / tests[0])
         return self.test_root
 
     def _list_and_decode(self, retry: bool) -> tuple[list[Photo], DecodedPhotos]:
@@ -178,7 +174,7 @@ class FlowersDataModule(L.LightningDataModule):
             self.classes, self.image_size = list(module.classes), module.image_size
         if stage == "predict":
             self._setup_predict()
-        elif stage == "test" and (test_root := self._find_test_root()) is not None:
+        elif stage == "test" and (test_root := self.find_test_root()) is not None:
             self._setup_test(Path(test_root))
         elif self._split is None:
             self._setup_split()
@@ -186,8 +182,9 @@ class FlowersDataModule(L.LightningDataModule):
     def _setup_split(self) -> None:
         skip = self.unreadable == "skip" or not self._training()
         settings = SplitSettings(
-            self.root, self.split, self.val_fraction, self.split_seed, self.exclude, self.review, skip
-        )
+            self.root, self.split, self.val_fraction, self.split_seed, self.exclude, self.review, skip,
+            self.all_of,
+        )  # fmt: skip
         listed, decoded = self._list_and_decode(retry=False)
         self._split = split = SplitPhotos.from_decoded(
             listed, decoded, settings, self.seed, self.classes, self.augmentation.num_draws
@@ -249,7 +246,7 @@ class FlowersDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> PrefetchLoader:
         """Load the validation side, not augmented, in the order of its paths."""
-        if not self._preparation.fitting():
+        if not (self._preparation.fitting() and self.all_of is None):
             return self._loader(self.val_photos, 2 * self.batch_size)
         features = self._preparation.cache_features(self.val_photos, self.cache_dir)
         return self._loader(features, 2 * self.batch_size)
@@ -271,9 +268,8 @@ class FlowersDataModule(L.LightningDataModule):
         rank, num_ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         sampler = BatchSampler(len(dataset), batch_size, rank, num_ranks)
         if shuffled:
-            sampler.seed = self.seed
+            sampler.seed, sampler.labels, sampler.balance = self.seed, self.train_photos.labels, self.balance
             sampler.position = partial(self._preparation.position, len(dataset), self.batch_size)
-            sampler.labels, sampler.balance = self.train_photos.labels, self.balance
         plan = partial(self._preparation.plan, dataset, self.workers)
         return PrefetchLoader(sampler, dataset, self._preparation.ahead, plan)
 

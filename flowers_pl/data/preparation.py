@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
@@ -16,6 +17,8 @@ from flowers_pl.data.batches import Batch, CachedPhotos
 from flowers_pl.data.feature_cache import FeatureCache, FrozenNetwork
 from flowers_pl.data.prefetch import ThreadPlan
 from flowers_pl.data.ranges import Augmentation
+
+READERS = 2  # threads that copy decoded photos for a device, whose own thread needs the interpreter
 
 
 class Preparation:
@@ -81,7 +84,7 @@ class Preparation:
 
     def prepare(self, batch: Batch) -> Batch:
         """Augment a batch, where it has draws, and compute its features, where a part is frozen."""
-        if batch.features is not None:
+        if batch.features is not None or not batch.total:
             return batch
         photos, frozen = batch.photos, self.frozen()
         if batch.draws is not None:
@@ -110,6 +113,8 @@ class Preparation:
         if workers == 0 or cached:
             return ThreadPlan(0, cores, part)
         if not self.on_cpu():
+            if isinstance(dataset, CachedPhotos) and isinstance(dataset.pixels, np.ndarray):
+                return ThreadPlan(workers or min(READERS, cores), cores, len(dataset))  # batches in one part
             return ThreadPlan(workers or cores, cores, part)
         if cores == 1 and workers is None:
             return ThreadPlan(0, 1, part)

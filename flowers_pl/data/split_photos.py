@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,8 @@ class SplitSettings:
         exclude: a CSV file that names photos to leave out.
         review: a CSV file of a person's decisions on photos.
         skip_unreadable: whether a run goes on without photos that cannot be read.
+        all_of: a split.csv that takes the place of `split` and `exclude`: the photos of both its sides are
+            trained on, and none validates.
     """
 
     root: Path
@@ -64,6 +66,7 @@ class SplitSettings:
     exclude: str | None
     review: str | None
     skip_unreadable: bool
+    all_of: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class SplitPhotos:
         Raises:
             FlowersError: the photos, the split, the list of exclusions or the review are not usable.
         """
+        if settings.all_of is not None:
+            settings = replace(settings, split=str(settings.all_of), exclude=None, review=None)
         sides = split_folders(settings.root)
         by_folders = bool(sides) and settings.split == "grouped"
         testing = {photo.path for photo in listed if sides.get(photo.path.partition("/")[0]) == TEST}
@@ -135,13 +140,15 @@ class SplitPhotos:
             photo._replace(review=review.used[photo.path].action) if photo.path in review.used else photo
             for photo in placed
         ]
-        check_sides(placed, found, every_class=settings.split == "grouped" and not all_trained)
+        if settings.all_of is not None:
+            placed = [photo._replace(side=TRAIN) for photo in placed]
+        check_sides(placed, found, settings.split == "grouped" and not all_trained, settings.all_of is None)
         _log_split(placed, class_names, settings, len(usable.left_out), conflicts, len(excluded))
         row_of = dict(zip((photo.path for photo in usable.photos), usable.rows.tolist(), strict=True))
 
         def side(name: str, seed: int | None) -> CachedPhotos:
             members = [photo for photo in placed if photo.side == name]
-            rows = np.array([row_of[photo.path] for photo in members])
+            rows = np.array([row_of[photo.path] for photo in members], dtype=np.int64)
             labels = class_numbers([photo.label for photo in members], class_names, settings.root)
             return CachedPhotos(usable, rows, labels, seed, num_draws)
 
@@ -204,7 +211,8 @@ def _split(
         return grouped_split(decoded.photos, groups, settings.val_fraction, settings.split_seed)
     if settings.split == "notebook":
         return notebook_split(decoded.photos, groups, settings.val_fraction), []
-    return read_split(Path(settings.split), decoded.photos, excluded, decided), []
+    both = settings.all_of is None
+    return read_split(Path(settings.split), decoded.photos, excluded, decided, both), []
 
 
 def _log_split(

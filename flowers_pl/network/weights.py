@@ -22,6 +22,10 @@ PREFIX = "features."  # of the backbone in torchvision's layout; the rest is the
 OPTION, NETWORK = "--model.weights", "torchvision's mobilenet_v2"
 
 
+class NotDownloadedError(FlowersError):
+    """Weights that are known by name are not on this machine, and cannot be downloaded."""
+
+
 def load_weights(backbone: nn.Sequential, weights: str) -> None:
     """Load weights into torchvision's MobileNetV2 `features`.
 
@@ -121,7 +125,7 @@ def download(weights: WeightsEnum, option: str, way_out: str) -> Mapping[str, Te
     except (OSError, RuntimeError, HTTPException) as error:
         damaged = f"; delete {str(file)!r}, which is damaged" if file.exists() else ""
         reason = " ".join(str(error).split())
-        raise FlowersError(
+        raise NotDownloadedError(
             f"{option}: {weights.name} could not be downloaded from {weights.url} ({reason}){damaged};"
             f" {way_out}."
         ) from error

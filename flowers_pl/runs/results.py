@@ -22,6 +22,7 @@ from flowers_pl.data.folder import Photo
 from flowers_pl.evaluation import figures
 from flowers_pl.evaluation.predictions import prediction_rows, write_predictions
 from flowers_pl.evaluation.report import Report, evaluate
+from flowers_pl.network.answers import Temperature
 from flowers_pl.runs.folder import readable_photos
 from flowers_pl.runs.tables import read_table
 from flowers_pl.runs.tensorboard import has_tensorboard
@@ -90,17 +91,20 @@ def write_report(
             log.warning("Left out: %s (%s).", printable(row.path), row.error)
     photo_of = {photo.path: photo for photo in data.reported_photos}  # the Trainer may have left some out
     readable = [(photo_of[row.path], row) for row in rows if not row.error]
-    judged = read_checkpoint(ckpt)
+    checkpoint = read_checkpoint(ckpt)
+    temperature = Temperature.from_state(checkpoint[KEY].get("temperature"))
     report = evaluate(
         np.array([row.probabilities for _, row in readable]),
         np.array([class_names.index(photo.label) for photo, _ in readable]),
         class_names,
         evaluated_on=validation_images(data) if data.test_root is None else f"images of {data.test_root}",
-        chose_checkpoint=data.test_root is None and judged[KEY]["stage"].get("chooses", True),
+        chose_checkpoint=data.test_root is None and checkpoint[KEY]["stage"].get("chooses", True),
+        temperature=None if temperature is None else temperature.value,
+        fitted_here=data.test_root is None,
     )
     write_predictions(run / PREDICTIONS, rows, class_names)
-    checkpoint = {"checkpoint": str(ckpt), "step": judged["global_step"]}
-    write_json(run / TEST_JSON, checkpoint | report.as_dict())
+    origin = {"checkpoint": str(ckpt), "step": checkpoint["global_step"]}
+    write_json(run / TEST_JSON, origin | report.as_dict())
     (run / TEST_TEXT).write_text(report.text() + "\n", encoding="utf-8")
     mistakes = [
         (photo, row.label, max(row.probabilities)) for photo, row in readable if photo.label != row.label

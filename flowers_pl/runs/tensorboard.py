@@ -96,6 +96,7 @@ class LogPredictions(L.Callback):
         """Draw the figures that are due."""
         epoch = trainer.current_epoch + 1
         due = not _fitting(trainer) or epoch == 1 or epoch % EVERY_N_EPOCHS == 0
+        due &= self._predictions.shape[1] > 0  # a refit validates nothing
         if trainer.sanity_checking or not due or not isinstance(pl_module, FlowerClassifier):
             return
         predictions = trainer.strategy.reduce(self._predictions, reduce_op="sum")
@@ -151,7 +152,8 @@ class LogGradCam(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the heat maps if they are due."""
-        due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        there = len(trainer.datamodule.val_photos) > 0  # type: ignore[attr-defined]  # set by Lightning
+        due = there and self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if _fitting(trainer) and not trainer.sanity_checking and due and _writers(trainer):
             _add_figures(trainer, {"val/grad_cam": self._figure(trainer, pl_module)})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,10 @@ class RunCheckpoints(Checkpoint):
     """Saves the best and the last state of a run: `best.ckpt` and `last.ckpt`.
 
     The best has the lowest validation loss of the whole run, over both stages. Where the learning rates fall
-    to zero over a stage, it is the last one too. Both are written at the end of validation. Lightning resumes
-    exactly from there and from the end of a batch that is not its epoch's last, but not from between an
-    epoch's last batch and the end of its validation. Where --trainer.max_steps or --trainer.max_time ends a
-    run inside an epoch, `last.ckpt` is written there.
+    to zero over a stage, and in a refit, it is the last one too. Both are written at the end of validation.
+    Lightning resumes exactly from there and from the end of a batch that is not its epoch's last, but not
+    from between an epoch's last batch and the end of its validation. Where --trainer.max_steps or
+    --trainer.max_time ends a run inside an epoch, `last.ckpt` is written there.
 
     Args:
         folder: of the run; None for the trainer's log_dir.
@@ -108,7 +109,7 @@ class RunCheckpoints(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or _is_trial(trainer):
             return
-        loss = float(trainer.callback_metrics["val_loss"])
+        loss = float(trainer.callback_metrics.get("val_loss", math.inf))  # a refit has none
         if better := loss < self.best_loss or not _chooses(pl_module):
             self.best_loss, self.best_epoch = loss, trainer.current_epoch
         best, last = self.path(trainer, BEST), self.path(trainer, LAST)

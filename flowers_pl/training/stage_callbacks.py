@@ -35,6 +35,7 @@ class UnfreezeTopLayers(L.Callback):
     """Trains the head alone, and then, starting from the best head, the top layers of the backbone with it.
 
     With `--model.schedule cosine` the last head is the one to start from, and each stage has all its epochs.
+    In a refit each stage ends after the epoch that the other run kept, and the last head is that one's.
 
     Stage 2 has an optimizer of its own and, under DDP, a wrapper of its own: DDP reduces only gradients of
     parameters that required one when it was built (Lightning-AI/pytorch-lightning#20340). The Trainer's
@@ -106,7 +107,7 @@ class UnfreezeTopLayers(L.Callback):
         self._refuse_a_jump(_classifier(pl_module), checkpoint)
         stage.epochs = self.epochs[stage.number]
         done = checkpoint["epoch"] + (MIDDLE not in checkpoint) - stage.first_epoch
-        stage.ended |= done >= self.epochs[stage.number]
+        stage.ended |= done >= self._length(_classifier(pl_module))
         stage.last = stage.number == 2 or not self.epochs[2]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -129,14 +130,22 @@ class UnfreezeTopLayers(L.Callback):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         module = _classifier(pl_module)
-        loss = float(trainer.callback_metrics["val_loss"])
-        if module.stage.number == 1 and module.stage.chooses and loss < self.best_loss:
+        if module.stage.number == 1 and module.stage.chooses:
+            self._note_head(module, float(trainer.callback_metrics["val_loss"]))
+        if trainer.current_epoch + 1 - module.stage.first_epoch >= self._length(module):
+            end_stage(trainer, module)
+
+    def _note_head(self, module: FlowerClassifier, loss: float) -> None:
+        if loss < self.best_loss:
             self.best_loss = loss
             self.best_head = {
                 name: value.detach().cpu().clone() for name, value in module.network.head.state_dict().items()
             }
-        if trainer.current_epoch + 1 - module.stage.first_epoch >= self.epochs[module.stage.number]:
-            end_stage(trainer, module)
+
+    def _length(self, module: FlowerClassifier) -> int:
+        """Count the epochs of the stage: those of its schedule, or those that the run of a refit kept."""
+        number, refit = module.stage.number, module.refit
+        return self.epochs[number] if refit is None else min(self.epochs[number], refit.epochs(number))
 
     def _unfreeze(self, trainer: L.Trainer, module: FlowerClassifier) -> None:
         if self.best_head:
@@ -148,7 +157,8 @@ class UnfreezeTopLayers(L.Callback):
         trainer.strategy.setup_optimizers(trainer)
 
     def _enter(self, module: FlowerClassifier, stage: Stage) -> None:
-        stage.epochs, stage.chooses = self.epochs[stage.number], chooses_epoch(module.schedule)
+        stage.epochs = self.epochs[stage.number]
+        stage.chooses = chooses_epoch(module.schedule) and module.refit is None
         module.enter_stage(stage)
 
     def _refuse_a_jump(self, module: FlowerClassifier, checkpoint: dict[str, Any]) -> None:
@@ -169,7 +179,7 @@ class UnfreezeTopLayers(L.Callback):
                 "model.warmup": module.warmup,
                 f"unfreeze.{part}_epochs": self.epochs[stage["number"]],
             }
-            if stage["number"] == 2 and not stage.get("chooses", True):
+            if stage["number"] == 2 and not (stage.get("chooses", True) or module.refit):
                 before["unfreeze.head_epochs"] = stage["first_epoch"]
                 now["unfreeze.head_epochs"] = self.epochs[1]
             refuse_another_schedule(before, now)
@@ -183,7 +193,7 @@ class UnfreezeTopLayers(L.Callback):
         )
         all_rates = [group["lr"] for group in module.parameter_groups()]
         rates = dict.fromkeys([min(all_rates), max(all_rates)])
-        epochs = plural(self.epochs[module.stage.number], "epoch")
+        epochs = plural(self._length(module), "epoch")
         log.info(
             "Stage %d trains %s: %s parameters in %d tensors, %s at %s, %s.",
             module.stage.number, parts, f"{sum(map(torch.numel, trained)):,}", len(trained),
@@ -230,7 +240,7 @@ class StageEarlyStopping(L.Callback):
             stage.ended |= saved["waited"] >= self.patience and stage.chooses
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not _classifier(pl_module).stage.chooses:
+        if not chooses_epoch(_classifier(pl_module).schedule):
             log.info(
                 "--early_stopping.patience is not used: with --model.schedule cosine each stage has all its"
                 " epochs."
