@@ -1,4 +1,4 @@
-"""A folder of drawings, replaced as a whole and only where nothing but drawings would be lost, or a download."""
+"""A folder of drawings, replaced as a whole and only where no other file would be lost, or a download."""
 
 import json
 import logging
