@@ -25,7 +25,7 @@ from flowers_pl.core.text import escape_bytes, unescape_bytes
 PATHS = (
     "data.root", "data.exclude", "data.split", "data.test_root", "data.predict_root", "data.cache_dir",
     "model.weights", "ckpt_path", "exported", "out", "root", "images", "output",
-    "write",
+    "write", "certfile", "keyfile",
 )  # fmt: skip
 NAMES = {"grouped", "notebook", *MobileNet_V2_Weights.__members__}  # that stand where a path may
 PROGRAM = "python -m flowers_pl"
