@@ -44,7 +44,9 @@ def add_page(app: FastAPI, limits: RequestLimits) -> FastAPI:
                 )
             with gr.Column(scale=2):
                 shares = gr.Label(label="Probabilities", num_top_classes=10, elem_id="probabilities")
-                strength = gr.Slider(0, 1, 0.5, step=0.05, label="Strength of the heat map")
+                strength = gr.Slider(
+                    0, 1, 0.5, step=0.05, label="Strength of the heat map", elem_id="strength"
+                )
         gr.HTML(html_template=_text("table.html"), apply_default_css=False)
         pictures.change(fn=None, inputs=[pictures], outputs=[shares], js=PROBABILITIES)
         strength.change(fn=None, inputs=[strength], js=STRENGTH)
