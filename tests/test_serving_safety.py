@@ -6,8 +6,11 @@ import hmac
 import json
 import os
 import random
+import shutil
 import signal
 import socket
+import ssl
+import subprocess
 import tempfile
 import threading
 import time
@@ -24,7 +27,7 @@ from serving import TOKEN, classifier, drawing, encoded, parts, running, served,
 
 from flowers_pl import FlowersError, main
 from flowers_pl.data.formats import Limits, get_limits, set_limits
-from flowers_pl.serving import guard
+from flowers_pl.serving import guard, server
 from flowers_pl.serving.access import COOKIE, Access, check_token
 from flowers_pl.serving.guard import RequestLimits
 from flowers_pl.serving.models import ServedModel
@@ -542,6 +545,37 @@ def test_the_program_prints_one_address_and_finishes_what_is_under_way(tmp_path:
     assert printed == ""  # after the address
     assert TOKEN not in address + logged
     assert "Traceback" not in logged
+
+
+def test_https_by_a_certificate(tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl on this machine to make a certificate with")
+    certificate, key = tmp_path / "server.pem", tmp_path / "server.key"
+    command = [
+        openssl,
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=localhost",
+    ]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(certificate), "-keyout", str(key)]
+    subprocess.run(command, check=True, capture_output=True)
+    options = ["--certfile", str(certificate), "--keyfile", str(key)]
+    with serving("--ckpt_path", str(RUN / "best.ckpt"), *options) as (_, address):
+        assert address.startswith("https://127.0.0.1:")
+        trust = ssl.create_default_context(cafile=str(certificate))
+        with httpx.Client(base_url=address, verify=trust, timeout=60) as client:
+            assert client.post("/classify", files=parts(ROSE)).status_code == 200
+            own = {"origin": address.rstrip("/")}
+            assert client.post("/classify", files=parts(ROSE), headers=own).status_code == 200
+    with pytest.raises(FlowersError, match="cannot be used"):
+        server.check_certificate(server.Place(certfile=str(key)))
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def serve(
         FlowersError: the address cannot be listened at, or the model cannot be loaded.
     """
     check_token(place.token, place.host)
-    _check_certificate(place)
+    check_certificate(place)
     set_limits(photo_limits)
     loaded = Loaded()
     access = Access(place.host, place.token, place.names, secure=place.certfile is not None)
@@ -129,7 +129,12 @@ def _address(place: Place, port: int) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
-def _check_certificate(place: Place) -> None:
+def check_certificate(place: Place) -> None:
+    """Refuse a certificate that https cannot be spoken with.
+
+    Raises:
+        FlowersError: names the option.
+    """
     if place.keyfile is not None and place.certfile is None:
         raise FlowersError("--keyfile needs --certfile; give both.")
     for option, file in (("certfile", place.certfile), ("keyfile", place.keyfile)):
