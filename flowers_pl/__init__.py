@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from flowers_pl.cli.app import main
     from flowers_pl.core.errors import FlowersError
     from flowers_pl.core.system import best_precision
-    from flowers_pl.data.augmentation import Augmentation, augment, epoch_draws
+    from flowers_pl.data.augmentation import augment
     from flowers_pl.data.batches import Batch
     from flowers_pl.data.datamodule import FlowersDataModule
     from flowers_pl.data.decoding import load_photo, read_photo, resize_photo
     from flowers_pl.data.drawings import draw_flower
+    from flowers_pl.data.draws import epoch_draws
     from flowers_pl.data.prefetch import PrefetchLoader, ThreadPlan
+    from flowers_pl.data.ranges import Augmentation
     from flowers_pl.data.sampling import BatchKey, BatchSampler
     from flowers_pl.evaluation.figures import (
         augmentation_sheet,
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AtomicCheckpointIO": "training.checkpoint_files",
-    "Augmentation": "data.augmentation",
+    "Augmentation": "data.ranges",
     "Batch": "data.batches",
     "BatchKey": "data.sampling",
     "BatchSampler": "data.sampling",
@@ -69,7 +71,7 @@ _MODULES = {
     "check_export": "export.verify",
     "confusion_matrix": "evaluation.figures",
     "draw_flower": "data.drawings",
-    "epoch_draws": "data.augmentation",
+    "epoch_draws": "data.draws",
     "evaluate": "evaluation.report",
     "explain_photos": "explain.explanations",
     "explanation_figure": "explain.figures",

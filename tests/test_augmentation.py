@@ -193,7 +193,13 @@ def test_an_empty_batch_stays_empty() -> None:
     assert empty.shape == (0, 3, 8, 8)
 
 
-@pytest.mark.parametrize("wrong", [{"zoom": 1.0}, {"brightness": 1.5}, {"rotation": -1.0}, {"shift": -0.1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"zoom": 1.0}, {"brightness": 1.5}, {"rotation": -1.0}, {"shift": -0.1}, {"crop": 0.0},
+        {"crop": 1.1}, {"contrast": -0.1}, {"saturation": 2.0}, {"weak_crop": 0.0}, {"weak_epochs": -1},
+    ],
+)  # fmt: skip
 def test_impossible_ranges_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(FlowersError, match=f"--data.augmentation.{next(iter(wrong))}"):
         Augmentation(**wrong)  # type: ignore[arg-type]

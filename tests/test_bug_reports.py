@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from flowers_pl.cli.app import main
-from flowers_pl.cli.fit import parser
+from flowers_pl.cli.fit_options import parser
 from flowers_pl.core.names import BEST, METRICS, PREDICTIONS, RUNS, TEST_JSON
 from flowers_pl.data.decoding import read_photo
 from flowers_pl.data.drawings import draw_flower

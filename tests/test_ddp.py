@@ -11,18 +11,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from probe import FIRST_STEPS
+from strong import ALL_ON
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from flowers_pl.core.files import write_csv
 from flowers_pl.core.names import KEY
 from flowers_pl.runs.tables import read_table
 from flowers_pl.training.checkpoint_files import read_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 HERE = str(Path(__file__).parent)
+STRONG = {
+    "stored_size": 48,
+    "augmentation": {"crop": 0.35, "contrast": 0.2, "saturation": 0.2, "weak_epochs": 1},
+}
 
 
 def write_settings(home: Path, drawings: Path, **changed: Any) -> None:
@@ -34,6 +41,7 @@ def write_settings(home: Path, drawings: Path, **changed: Any) -> None:
             "batch_size": changed.pop("batch_size", 10),
             "val_fraction": 0.1,
             "workers": 0,
+            **changed.pop("data", {}),
         },
         "model": {"weights": None},
         "unfreeze": {"head_epochs": 2, "top_epochs": 2},
@@ -106,9 +114,9 @@ def pictures(run: Path, name: str) -> list[bytes]:
     return [image.encoded_image_string for image in events.Images(name)]
 
 
-@pytest.mark.parametrize(("devices", "batch_size"), [(2, 4), (3, 6)])
+@pytest.mark.parametrize(("devices", "batch_size", "data"), [(2, 4, {}), (3, 6, {}), (2, 4, STRONG)])
 def test_any_number_of_processes_gives_the_same_run(
-    tmp_path: Path, drawings: Path, devices: int, batch_size: int
+    tmp_path: Path, drawings: Path, devices: int, batch_size: int, data: dict[str, Any]
 ) -> None:
     """In float64, so that Adam has no rounding to amplify.
 
@@ -116,6 +124,7 @@ def test_any_number_of_processes_gives_the_same_run(
     """
     for number, strategy in ((1, "auto"), (devices, "ddp")):
         many = {"devices": number, "strategy": strategy, "precision": "64-true", "batch_size": batch_size}
+        many["data"] = data
         write_settings(tmp_path, drawings, **many)
         said = fit(tmp_path, "--config", "small.yaml", "--run_name", str(number))
         assert said.count("Stage 2 trains") == 1  # one rank speaks
@@ -132,6 +141,33 @@ def test_any_number_of_processes_gives_the_same_run(
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
+def test_several_processes_train_the_strong_recipe_as_one_does(tmp_path: Path, drawings: Path) -> None:
+    """By one rule for all ranks: rates by depth, AdamW, warm-up, cosine, clipping and the average."""
+    for number, strategy in ((1, "auto"), (2, "ddp")):
+        many = {"devices": number, "strategy": strategy, "precision": "64-true", "batch_size": 4}
+        write_settings(tmp_path, drawings, **many, **ALL_ON["trainer"])
+        settings = yaml.safe_load((tmp_path / "small.yaml").read_text())
+        for group in ("model", "unfreeze", "average"):
+            settings[group] = settings.get(group, {}) | ALL_ON[group]
+        (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings))
+        fit(tmp_path, "--config", "small.yaml", "--run_name", str(number))
+    one, two = (tmp_path / "checkpoints" / str(number) for number in (1, 2))
+    difference = largest_difference(weights(one), weights(two))
+    print(f"float64, 1 and 2 processes, all parts on: weights differ by {difference:.2g} at most")
+    assert difference < 1e-8
+    for row, other in zip(figures(one), figures(two), strict=True):
+        assert row == pytest.approx(other, rel=1e-5)  # metrics are float32
+
+
+def write_soft_labels(root: Path, file: Path) -> None:
+    """Write other probabilities for each photo below a folder."""
+    photos = sorted(root.glob("*/*.png"))
+    classes = sorted({photo.parent.name for photo in photos})
+    shares = np.random.default_rng(0).dirichlet(np.ones(len(classes)), len(photos)).tolist()
+    rows = [[str(photo.relative_to(root)), *row] for photo, row in zip(photos, shares, strict=True)]
+    write_csv(file, ["path", *classes], rows)
+
+
 @pytest.mark.parametrize("balance", ["sampler", "loss"])
 def test_classes_are_balanced_over_all_processes_together(
     tmp_path: Path, drawings: Path, balance: str
@@ -139,7 +175,9 @@ def test_classes_are_balanced_over_all_processes_together(
     shutil.copytree(drawings, tmp_path / "few")
     for number in range(3, 10):  # of ten roses three are left
         (tmp_path / "few" / "rose" / f"rose_{number:04d}.png").unlink()
+    write_soft_labels(tmp_path / "few", tmp_path / "soft.csv")
     changed = ["--data.balance", balance, "--model.label_smoothing", "0.1", "--unfreeze.head_epochs", "1"]
+    changed += ["--data.soft_labels", "soft.csv"]
     for number, strategy in ((1, "auto"), (2, "ddp")):
         many = {"devices": number, "strategy": strategy, "precision": "64-true"}
         write_settings(tmp_path, tmp_path / "few", **many)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchvision.models import MobileNet_V2_Weights
 
 from flowers_pl import main
 from flowers_pl.core import files, system
@@ -117,7 +118,7 @@ def test_weights_are_downloaded_without_a_home(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     with pytest.raises(FlowersError, match="could not be downloaded"):
-        weights._download("IMAGENET1K_V1")
+        weights.download(MobileNet_V2_Weights.IMAGENET1K_V1, "--model.weights", "give a path")
     assert seen[0].is_relative_to(tempfile.gettempdir())
     assert not (tmp_path / "~").exists()
 

@@ -48,10 +48,10 @@ def gradients(net: FlowerNet, logits: Tensor, labels: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(nn.functional.cross_entropy(logits, labels), trained))
 
 
-@pytest.mark.parametrize("layers", [0, 2, 3, 30, 31, 40, "all"])
+@pytest.mark.parametrize("layers", [0, 2, 3, 30, 31, 40, 127, "all"])
 def test_logits_and_gradients_are_the_plain_network_s(layers: TopLayers) -> None:
     """In float64, where only a mistake is larger than 1e-12; 30 cuts between a convolution and its norm, 40
-    inside a residual block."""
+    inside a residual block, 127 between two blocks."""
     net = network(layers).double()
     photos, labels, keys = batch()
     frozen = FrozenPart(net, torch.float64, SIZE)

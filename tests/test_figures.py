@@ -128,6 +128,7 @@ def test_curves_with_holes() -> None:
     assert line(accuracy, "training")[:, 0].tolist() == [1, 2, 3, 4, 5]
     assert line(accuracy, "best epoch")[:, 0].tolist() == [3]
     assert "best epoch: 3" in said(figure)
+    assert "last epoch: 3" in said(training_curves(rows, best_epoch=2, chosen=False))
 
 
 @pytest.mark.parametrize(("epochs", "best"), [(0, None), (1, 0), (1, None), (2, 1), (200, 150)])

@@ -128,3 +128,17 @@ def test_a_card_of_drawings_warns() -> None:
     card = model_card(facts(drawn=100), settings(None))
     assert card.count("drawings") == 1
     assert "no result below says\nanything about photos" in card
+
+
+def test_a_card_says_how_the_rates_moved_and_which_epoch_was_kept() -> None:
+    strong = {"top_head_lr": 1.2e-3, "layer_decay": 0.75, "weight_decay": 0.02, "warmup": 0.1}
+    stage = facts()["stage"] | {"chooses": False}
+    card = model_card(facts() | {"stage": stage}, settings() | strong | {"schedule": "cosine"})
+    for line in (
+        "- Stage 1: the head alone, AdamW at 0.001, dropout 0.3.",
+        "- Stage 2, from epoch 11 on: the top 30 layers too, AdamW at 0.0001, the head at 0.0012, every three"
+        " blocks downwards at 0.75 of the rate above.",
+        "- In each stage the rates warm up over 10 % of the steps and then fall to zero by a cosine.",
+        "- Batch norm keeps its statistics throughout. The epoch is the last one.",
+    ):
+        assert line in card.splitlines()

@@ -19,14 +19,13 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 from flowers_pl import confusion_matrix, draw_flower, main, misclassified
 from flowers_pl.cli.explain import _name_of_picture
+from flowers_pl.core.columns import RESERVED, class_columns
 from flowers_pl.core.files import read_csv, read_json
 from flowers_pl.core.text import printable, text_width
 from flowers_pl.evaluation.figures import figure_pixels
 from flowers_pl.evaluation.fonts import find_fonts
 from flowers_pl.evaluation.predictions import (
-    RESERVED,
     Row,
-    class_columns,
     prediction_table,
     write_predictions,
 )
@@ -151,7 +150,7 @@ def test_no_class_shares_a_column(classes: list[str], tmp_path: Path) -> None:
     write_predictions(tmp_path / "p.csv", [Row("a.jpg", classes[0], shares, "", 0.5)], classes)
     with open(tmp_path / "p.csv", newline="", encoding="utf-8") as stream:
         header = next(csv.reader(stream))
-    assert len(set(header)) == len(header) == len(classes) + len(RESERVED)
+    assert len(set(header)) == len(header) == len(classes) + 5  # path, label, unlike, unknown, error
     (row,) = read_csv(tmp_path / "p.csv")
     columns = class_columns(classes)
     assert [float(row[column]) for column in columns] == shares

@@ -86,6 +86,7 @@ def test_the_best_checkpoint_carries_the_score_of_its_own_weights(home: Path, dr
     kept = model.novelty
     assert kept is not None
     again = fit_novelty(model, data)
+    assert again is not None
     assert kept.limit == pytest.approx(again.limit, rel=1e-3)
     assert torch.allclose(kept.mean, again.mean, atol=1e-4)
     flagged = [model.unlikeness(drawings / photo.path) > 1 for photo in data.reported_photos]  # type: ignore[operator]

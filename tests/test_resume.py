@@ -62,6 +62,24 @@ def test_a_finished_run_says_so_and_stays(home: Path, caplog: pytest.LogCaptureF
     assert before == {file: file.stat().st_mtime_ns for file in run.rglob("*")}
 
 
+def test_settings_that_a_run_did_not_have_yet_are_not_changed(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run of a version before these settings is finished, too; they are named once they are given."""
+    run = home / "checkpoints" / "before"
+    shutil.copytree(home / "checkpoints" / "whole", run)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    del settings["data"]["stored_size"], settings["data"]["augmentation"]["crop"]
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    with caplog.at_level("INFO", "flowers_pl"):
+        assert main(["fit", "--ckpt_path", str(run / "last.ckpt")]) == 0
+        assert [one for one in caplog.messages if one.startswith("This run is finished; its results")]
+        assert main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--data.augmentation.crop", "0.5"]) == 0
+    changes = [message for message in caplog.messages if message.startswith("Changed")]
+    assert changes == ["Changed for this resume: --data.augmentation.crop from 1.0 to 0.5."]
+    shutil.rmtree(run)
+
+
 @pytest.mark.parametrize(
     ("less", "more"),
     [
@@ -78,6 +96,20 @@ def test_a_finished_run_that_is_given_more_epochs_is_the_longer_run(
     assert main(["fit", "--config", "small.yaml", "--run_name", "longer", *less]) == 0
     assert main(["fit", "--ckpt_path", str(run / "last.ckpt"), *more]) == 0
     assert_same_runs(home / "checkpoints" / "whole", run)
+    shutil.rmtree(run)
+
+
+def test_weak_epochs_that_would_no_longer_be_the_last_are_refused(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = home / "checkpoints" / "weak"
+    epochs = ["--unfreeze.head_epochs", "1", "--unfreeze.top_epochs", "1"]
+    weak = ["--data.augmentation.crop", "0.5", "--data.augmentation.weak_epochs", "1"]
+    assert main(["fit", "--config", "small.yaml", "--run_name", "weak", *epochs, *weak]) == 0
+    assert main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--unfreeze.top_epochs", "2"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "--unfreeze.top_epochs: this run follows a schedule over the length of its stage" in last
+    assert len(read_table(run / "metrics.csv")) == 2
     shutil.rmtree(run)
 
 

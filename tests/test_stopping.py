@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 from comparing import assert_same_runs
 from interrupting import Circumstances, fit
 from PIL import Image
+from strong import ALL_ON
 
 pytestmark = pytest.mark.slow
 
@@ -42,8 +43,17 @@ class Whole(NamedTuple):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> Whole:
     """Two epochs of five batches in each stage, saved inside the epochs too."""
-    home = tmp_path_factory.mktemp("whole")
-    settings = {
+    return run_whole(tmp_path_factory.mktemp("whole"), drawings, {})
+
+
+@pytest.fixture(scope="module")
+def strong(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> Whole:
+    """The same with all parts of the strong recipe on."""
+    return run_whole(tmp_path_factory.mktemp("strong"), drawings, ALL_ON)
+
+
+def run_whole(home: Path, drawings: Path, changed: dict[str, dict[str, Any]]) -> Whole:
+    settings: dict[str, Any] = {
         "data": {"root": str(drawings), "image_size": 32, "batch_size": 8, "workers": 0},
         "model": {"weights": None},
         "unfreeze": {"head_epochs": 2, "top_epochs": 2},
@@ -51,6 +61,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> Whole:
         "save_every_n_steps": 2,
         "trainer": {"accelerator": "cpu", "devices": 1, "precision": 32, "enable_progress_bar": False},
     }
+    for group, some in changed.items():
+        settings[group] = settings.get(group, {}) | some
     (home / "small.yaml").write_text(yaml.safe_dump(settings))
     args = ["--config", "small.yaml", "--run_name"]
     fit([*args, "first"], home)  # the first one decodes
@@ -66,6 +78,13 @@ def part(whole: Whole) -> Iterator[Path]:
     """The folder of a run that is to be interrupted."""
     yield whole.home / "checkpoints" / "part"
     shutil.rmtree(whole.home / "checkpoints" / "part", ignore_errors=True)
+
+
+@pytest.fixture
+def strong_part(strong: Whole) -> Iterator[Path]:
+    """The folder of a run by the strong recipe that is to be interrupted."""
+    yield strong.home / "checkpoints" / "part"
+    shutil.rmtree(strong.home / "checkpoints" / "part", ignore_errors=True)
 
 
 def go_on(whole: Whole, part: Path) -> None:
@@ -109,6 +128,24 @@ def test_a_killed_run_goes_on_as_if_never_stopped(whole: Whole, part: Path, mome
     code, said = fit([*whole.args, "part"], whole.home, Circumstances({at: signal.SIGKILL}))
     assert code == -signal.SIGKILL, said
     go_on(whole, part)
+
+
+@pytest.mark.parametrize(
+    ("moment", "which"),
+    [
+        ("on_before_optimizer_step", 3),  # stage 1, inside an epoch
+        ("on_train_epoch_end", 1),  # the boundary
+        ("on_after_backward", 13),  # stage 2, inside an epoch, while the rates warm up
+        ("half written", -1),
+    ],
+)
+def test_a_killed_run_with_a_schedule_goes_on_as_if_never_stopped(
+    strong: Whole, strong_part: Path, moment: str, which: int
+) -> None:
+    at = strong.moment(moment, which)
+    code, said = fit([*strong.args, "part"], strong.home, Circumstances({at: signal.SIGKILL}))
+    assert code == -signal.SIGKILL, said
+    go_on(strong, strong_part)
 
 
 def test_a_run_killed_at_any_time_and_again_goes_on(whole: Whole, part: Path) -> None:

@@ -85,7 +85,7 @@ def examine(
         decoded.photos, groups, split, val_fraction, split_seed, split_folders(root)
     )
     if network is None:
-        findings.unchecked = "there are no weights (--model.weights null)"
+        findings.unchecked = "there are no weights (--model.weights null, or no download)"
     elif len(decoded.photos) < 2:
         findings.unchecked = "there are too few photos"
     else:
@@ -188,7 +188,8 @@ def _straddling(
             photo.path: photos[group].path for photo, group in zip(photos, groups.tolist(), strict=True)
         }
         splits[split] = [
-            placed._replace(group=group_of[placed.path]) for placed in read_split(Path(split), photos)
+            placed._replace(group=group_of[placed.path])
+            for placed in read_split(Path(split), photos, both=False)
         ]
     return {name: list(straddling(placed).values()) for name, placed in splits.items()}
 

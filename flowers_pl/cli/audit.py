@@ -19,7 +19,7 @@ from flowers_pl.data.exclusions import write_exclusions
 from flowers_pl.data.folder import class_folders
 from flowers_pl.data.split_photos import check_settings
 from flowers_pl.network.mobilenet import FlowerNet
-from flowers_pl.network.weights import load_weights
+from flowers_pl.network.weights import NotDownloadedError, load_weights
 
 log = logging.getLogger(__name__)
 ON_SCREEN = 10  # lines a section; audit.txt has all
@@ -81,10 +81,7 @@ def audit(
         most: number of findings that audit.html shows in a section.
     """
     _check(data, output, write, most)
-    network = None
-    if model.weights is not None:
-        network = FlowerNet(2).eval()
-        load_weights(network.backbone, model.weights)
+    network = _network(model.weights)
     findings = examine(
         Path(data.root), network, data.image_size, data.split, data.val_fraction, data.split_seed,
         None if data.cache_dir is None else Path(data.cache_dir), data.workers,
@@ -102,6 +99,19 @@ def audit(
             "%d photos listed in %s: look through it, remove the rows of photos to keep, and train without"
             " the rest by 'fit --data.exclude %s'.", len(listed), write, write,
         )  # fmt: skip
+
+
+def _network(weights: str | None) -> FlowerNet | None:
+    """Return the network that checks labels; None, with a warning, where its weights cannot be had."""
+    if weights is None:
+        return None
+    network = FlowerNet(2).eval()
+    try:
+        load_weights(network.backbone, weights)
+    except NotDownloadedError as error:
+        log.warning("Labels will not be checked. %s", error)
+        return None
+    return network
 
 
 def _check(data: AuditData, output: str, write: str | None, most: int) -> None:

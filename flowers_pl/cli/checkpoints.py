@@ -30,6 +30,20 @@ def checkpoint_to_resume(args: list[str]) -> Path | None:
     return Path(path)
 
 
+def run_to_refit(args: list[str]) -> Path | None:
+    """Return the folder of the run that `fit` is to repeat on all photos, if it is given one.
+
+    Raises:
+        FlowersError: a checkpoint is given too.
+    """
+    path = given("--refit", args)
+    if path is None or asks_for_help(args):
+        return None
+    if given("--ckpt_path", args) is not None:
+        raise FlowersError("--refit begins a run, and --ckpt_path goes on with one; give one of them.")
+    return Path(path)
+
+
 def checkpoint_to_use(args: list[str]) -> Path | None:
     """Return the checkpoint that a command line names, or the newest best.ckpt.
 

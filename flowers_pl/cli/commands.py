@@ -3,6 +3,7 @@
 RUN_NAME = "FLOWERS_PL_RUN_NAME"  # hands the run's name on to the processes that Lightning starts
 SUMMARIES = {
     "fit": "Train in two stages, evaluate the best checkpoint, and write the final model.",
+    "teach": "Let a better network judge the training photos, for soft labels to train on.",
     "validate": "Evaluate a checkpoint on the validation side: loss, accuracy, F1.",
     "test": "Report on a checkpoint: metrics, figures, a table of all photos, misclassified ones.",
     "predict": "Write a table of photos with the probability of each class.",

@@ -20,7 +20,7 @@ from flowers_pl.core.files import check_writable, write_json
 from flowers_pl.core.names import KEY, RUNS
 from flowers_pl.core.text import nfc, plural
 from flowers_pl.data.decoding import resize_photo
-from flowers_pl.data.folder import VAL, list_pictures
+from flowers_pl.data.folder import TRAIN, VAL, list_pictures
 from flowers_pl.data.sampling import even_sample
 from flowers_pl.runs.folder import readable_photos, split_of
 from flowers_pl.runs.results import log_pictures, save_figure
@@ -44,7 +44,7 @@ def explain(
 
     Args:
         ckpt_path: the checkpoint; null for the newest best.ckpt.
-        images: a photo or a folder; null for a sample of the validation side.
+        images: a photo or a folder; null for a sample of the validation side, or of all photos of a refit.
         method: gradcam, gradcam++, hirescam, xgradcam, layercam, eigencam, eigengradcam, scorecam or
             ablationcam.
         layer: dotted name of a layer of the network; null for the last feature block.
@@ -99,7 +99,7 @@ def _to_explain(
     in."""
     if images is None:
         placed, root = split_of(ckpt), Path(read_checkpoint(ckpt)[KEY]["data"]["root"])
-        validating = [one for one in placed if one.side == VAL]
+        validating = [one for one in placed if one.side == (VAL if model.refit is None else TRAIN)]
         labels = np.array([model.classes.index(one.label) for one in validating])
         paths = [validating[row].path for row in even_sample(labels, most, seed=0)]
     else:

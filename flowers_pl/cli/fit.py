@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 
-from flowers_pl.cli.checkpoints import check_not_in_config, checkpoint_to_resume
-from flowers_pl.cli.commands import RUN_NAME, SUMMARIES
+from flowers_pl.cli.checkpoints import check_not_in_config, checkpoint_to_resume, run_to_refit
 from flowers_pl.cli.evaluating import lines, metrics_of
-from flowers_pl.cli.options import Options, given
+from flowers_pl.cli.fit_options import CALLBACKS, parser
+from flowers_pl.cli.options import given
+from flowers_pl.cli.refit import check_settings, find_refit, make_refit
+from flowers_pl.cli.run_folder import run_folder
 from flowers_pl.cli.trainer import choose_precision, make_trainer, naming_option, seed
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import check_writable
-from flowers_pl.core.names import BEST, CARD, CONFIG, CURVES, KEY, LAST, METRICS, RUNS
+from flowers_pl.core.names import BEST, CARD, CONFIG, CURVES, KEY, LAST, METRICS, SPLIT
 from flowers_pl.core.screen import show
-from flowers_pl.core.signals import Stopped, StopSignals, end_with_launcher, lost_contact
+from flowers_pl.core.signals import Stopped, StopSignals, lost_contact
 from flowers_pl.core.text import plural, printable
 from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.data.sampling import check_ranks
 from flowers_pl.network.weights import check_weights
 from flowers_pl.runs.final_model import NUM_CHECKED, write_final
 from flowers_pl.runs.ownership import RunFolder
@@ -33,7 +33,7 @@ from flowers_pl.runs.progress import EpochLines
 from flowers_pl.runs.results import draw_curves, validation_images
 from flowers_pl.runs.settings import RunSettings
 from flowers_pl.runs.tables import DataFiles, EpochTable, Throughput
-from flowers_pl.runs.tensorboard import LogGradCam, LogPredictions, has_tensorboard
+from flowers_pl.runs.tensorboard import LogPredictions, has_tensorboard
 from flowers_pl.training.checkpoint_callback import RunCheckpoints
 from flowers_pl.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint, unusable
 from flowers_pl.training.classifier import FlowerClassifier
@@ -42,23 +42,14 @@ from flowers_pl.training.resume import (
     epochs_after,
     finished,
     how_to_resume,
-    job_name,
     log_changes,
     read_settings,
     remove_unbegun,
-    restarted,
 )
-from flowers_pl.training.stage_callbacks import StageEarlyStopping, UnfreezeTopLayers
-from flowers_pl.training.weight_average import WeightAverage
+from flowers_pl.training.temperature_callback import FitTemperature
 
 log = logging.getLogger(__name__)
 FINAL = {"torch": "final.pt2", "onnx": "final.onnx"}
-CALLBACKS = {
-    "unfreeze": UnfreezeTopLayers,
-    "early_stopping": StageEarlyStopping,
-    "gradcam": LogGradCam,
-    "average": WeightAverage,  # after what looks at the weights
-}
 
 
 @dataclass
@@ -123,61 +114,34 @@ def _run(made: Run, args: list[str]) -> None:
         ) from error
 
 
-def parser(checkpoint: Path | None = None) -> Options:
-    """Return the options of `fit`; those of a run that is resumed have its settings as defaults."""
-    options = Options("fit", SUMMARIES["fit"], [checkpoint.parent / CONFIG] if checkpoint else None)
-    options.add_config()
-    options.add(
-        "seed_everything", int, 0, "Seed of order, augmentation, dropout and the head's first weights."
-    )
-    options.add("run_name", str | None, None, "Name of the folder below checkpoints/.")
-    options.add(
-        "export",
-        Literal["torch", "onnx", "none"],
-        "torch",
-        "Format of the final model that the run ends with.",
-    )
-    options.add(
-        "save_every_n_steps",
-        int | None,
-        None,
-        "Save last.ckpt every so many training steps too, not only at the end of each epoch.",
-    )
-    options.add_class("model", FlowerClassifier)
-    options.add_class("data", FlowersDataModule)
-    for name, callback in CALLBACKS.items():
-        options.add_class(name, callback)
-    for target in ("data.seed", "model.seed"):
-        options.parser.link_arguments("seed_everything", target)
-    options.add(
-        "ckpt_path",
-        str | None,
-        None,
-        "Checkpoint to resume from, a run's last.ckpt: settings are that run's where none are given.",
-    )
-    options.add_trainer({})
-    return options
-
-
 def _make(args: list[str], signals: StopSignals) -> Run:
     """Parse the command line and make what it asks for, refusing at once what could not work in the end."""
-    checkpoint = checkpoint_to_resume(args)
-    if checkpoint is not None:
-        read_settings(checkpoint.parent / CONFIG)
-    options = parser(checkpoint)
+    checkpoint, repeats = checkpoint_to_resume(args), run_to_refit(args)
+    refit, source = find_refit(repeats, checkpoint), checkpoint or (repeats and repeats / BEST)
+    if source is not None:
+        read_settings(source.parent / CONFIG)
+    options = parser(source and source.parent)
     settings = options.parse(args)
-    check_not_in_config(settings, ckpt_path=checkpoint)
-    if checkpoint and not (given("--data.root", args) or os.path.isabs(settings.data.root)):
-        settings.data.root = read_checkpoint(checkpoint)[KEY]["data"]["root"]  # config.yaml of 0.1.0
+    if repeats is not None:
+        settings.ckpt_path, settings.run_name = None, given("--run_name", args)  # not those of that run
+    check_not_in_config(settings, ckpt_path=checkpoint, **({} if checkpoint else {"refit": repeats}))
+    if source and not (given("--data.root", args) or os.path.isabs(settings.data.root)):
+        settings.data.root = read_checkpoint(source)[KEY]["data"]["root"]  # config.yaml of 0.1.0
+    if refit and repeats:
+        check_settings(refit, repeats, settings)
     seed(settings)
     choose_precision(settings)
     if checkpoint is None:
         check_weights(settings.model.weights)
-    folder, owned, checkpoint = _run_folder(settings, checkpoint)
+    folder, owned, checkpoint = run_folder(settings, checkpoint, repeats)
     try:
         written = options.dump(settings)
-        changed = checkpoint is not None and log_changes(folder / CONFIG, written)
+        changed = checkpoint is not None and log_changes(folder / CONFIG, written, options.defaults())
         made = options.parser.instantiate(settings)
+        if refit is not None:
+            make_refit(refit, made, (folder if checkpoint else repeats or folder) / SPLIT)
+        if repeats is not None and checkpoint is None:
+            log_changes(repeats / CONFIG, written, options.defaults(), "refit")
         trainer = _trainer(made, args, folder, RunSettings(folder / CONFIG, written), signals)
     except BaseException:
         if owned is not None:
@@ -203,44 +167,16 @@ def _trainer(
     return make_trainer(
         made.trainer,
         args,
-        [*watching, checkpoints, FitNovelty(), *own, writer],
+        [*watching, checkpoints, FitNovelty(), FitTemperature(), *own, writer],
         default_root_dir=made.trainer.default_root_dir or str(folder),
         logger=[logger for logger in loggers if not isinstance(logger, bool) and logger is not None],
         plugins=[*(made.trainer.plugins or []), AtomicCheckpointIO()],
     )
 
 
-def _run_folder(settings: Namespace, checkpoint: Path | None) -> tuple[Path, RunFolder | None, Path | None]:
-    """Return the run's folder, its owner on the first rank, and the checkpoint to resume from, also where a
-    job was started again."""
-    if "LOCAL_RANK" in os.environ and RUN_NAME in os.environ:  # launched by the process that owns the run
-        end_with_launcher()
-        return checkpoint.parent if checkpoint else RUNS / os.environ[RUN_NAME], None, checkpoint
-    first = not getattr(rank_zero_only, "rank", 0) and not settings.trainer.fast_dev_run
-    if checkpoint is not None:
-        check_writable(checkpoint.parent)
-        owned = RunFolder.enter(checkpoint.parent, resume=True) if first else None
-        return checkpoint.parent, owned, checkpoint
-    if first:
-        check_writable(RUNS)
-    name, owned = settings.run_name or job_name(), None
-    if name is not None and (Path(name).name != name or name == ".."):
-        raise FlowersError(f"--run_name must be the name of a folder below {RUNS}, not {name!r}.")
-    if first:
-        now = time.strftime("%Y%m%d-%H%M%S")
-        owned = RunFolder.enter(RUNS / name, restarted()) if name else RunFolder.new(RUNS, now)
-    folder = owned.path if owned else RUNS / (name or "run")
-    os.environ[RUN_NAME] = folder.name
-    last = folder / LAST
-    if not (restarted() and last.exists()):
-        return folder, owned, None
-    read_checkpoint(last)
-    return folder, owned, last
-
-
 def _train(made: Run) -> None:
     trainer, checkpoint = made.trainer, made.checkpoint
-    made.data.check_ranks(trainer.world_size)
+    check_ranks(made.data.batch_size, trainer.world_size)
     if checkpoint is not None and (later := epochs_after(checkpoint)):
         log.warning(
             "%s: %s of this run came after it and will be retrained; %s resumes from the last one.",
@@ -257,6 +193,10 @@ def _train(made: Run) -> None:
         raise unusable(checkpoint, error) from error
     if best is None or best.best_epoch < 0:
         return
+    if made.model.refit is not None:
+        if trainer.is_global_zero:
+            _conclude(made, best.best_epoch, {})
+        return
     trainer.validate(made.model, datamodule=made.data, verbose=False)
     metrics = metrics_of(trainer)
     _log_settings(trainer, made.settings.as_dict(), metrics)
@@ -271,21 +211,35 @@ def _is_concluded(made: Run) -> bool:
 
 
 def _conclude(made: Run, best_epoch: int, metrics: dict[str, float]) -> None:
-    """Write what a run ends with, on one rank: its curves, its final model, and where everything is."""
-    draw_curves(made.folder, best_epoch)
+    """Write what a run ends with, on one rank: its curves, its final model, and where everything is.
+
+    Args:
+        made: the run.
+        best_epoch: the epoch that was kept.
+        metrics: of its validation side; none in a refit, whose card has those of the other run.
+    """
+    data, stage, refit = made.data, made.model.stage, made.model.refit
+    draw_curves(made.folder, best_epoch, stage.chooses)
     if made.settings.export != "none":
-        data = made.data
         results: dict[str, Any] = {
-            "judged": f"{validation_images(data)}; this side chose the checkpoint",
+            "judged": f"{validation_images(data)}; {stage.chosen}",
             "photos": len(data.reported_photos),
         }
         results |= {name.partition("_")[2]: value for name, value in metrics.items()}
-        final = made.folder / FINAL[made.settings.export]
-        best = made.folder / BEST
-        write_final(made.model.cpu(), best, final, data.root, data.placed, NUM_CHECKED, results=results)
-    log.info("Best epoch: %d. On the validation side, which chose it:", best_epoch + 1)
-    show(lines(metrics))
-    log.info("Everything of this run is in %s; 'tensorboard --logdir %s' shows it.", made.folder, RUNS)
+        final, best = made.folder / FINAL[made.settings.export], made.folder / BEST
+        shown = results if refit is None else None
+        write_final(made.model.cpu(), best, final, data.root, data.placed, NUM_CHECKED, results=shown)
+    if refit is None:
+        log.info("%s:", stage.kept(best_epoch))
+        show(lines(metrics))
+    else:
+        log.info(
+            "All photos were trained on, so nothing was left to judge this refit on: the figures are those of"
+            " the run %s.",
+            refit.run,
+        )
+    shown = "Everything of this run is in %s; 'tensorboard --logdir %s' shows it."
+    log.info(shown, made.folder, made.folder.parent)
 
 
 def _log_settings(trainer: L.Trainer, settings: dict[str, Any], metrics: dict[str, float]) -> None:

@@ -23,9 +23,9 @@ from flowers_pl.core.files import expand_home, expanded
 from flowers_pl.core.text import escape_bytes, unescape_bytes
 
 PATHS = (
-    "data.root", "data.exclude", "data.split", "data.test_root", "data.predict_root", "data.cache_dir",
-    "model.weights", "ckpt_path", "exported", "out", "root", "images", "output",
-    "write", "certfile", "keyfile",
+    "data.root", "data.exclude", "data.soft_labels", "data.split", "data.test_root", "data.predict_root",
+    "data.cache_dir", "model.weights", "teacher_weights", "ckpt_path", "refit", "exported", "out", "root",
+    "images", "output", "write", "certfile", "keyfile",
 )  # fmt: skip
 NAMES = {"grouped", "notebook", *MobileNet_V2_Weights.__members__}  # that stand where a path may
 PROGRAM = "python -m flowers_pl"
@@ -113,9 +113,16 @@ class Options:
             settings[name] = expand_home(path if os.path.exists(path) else unescape_bytes(path))
         return settings
 
+    def defaults(self) -> str:
+        """Write the settings that hold without a command line as YAML."""
+        return self.dump(self.parser.get_defaults())
+
     def dump(self, settings: Namespace) -> str:
         """Write settings as YAML, with absolute paths: a run may be resumed from another working folder."""
         absolute = settings.clone()
+        for name, value in settings.items():
+            if isinstance(value, str):
+                absolute[name] = yaml_text(value)
         for name, path in _paths(settings):
             absolute[name] = yaml_text(expanded(path))
         return str(self.parser.dump(absolute, skip_unset=False))

@@ -6,6 +6,7 @@ import logging
 
 from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.evaluating import prepare
+from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.names import BEST, CARD, SPLIT
 from flowers_pl.core.screen import show
 from flowers_pl.runs.final_model import write_card
@@ -21,10 +22,17 @@ def run(args: list[str]) -> None:
     folder, checkpoint = evaluation.folder, evaluation.checkpoint
     assert checkpoint is not None
     model = evaluation.load()
+    if model.refit is not None and evaluation.data.find_test_root() is None:
+        raise FlowersError(
+            f"--data.test_root is missing: {str(checkpoint)!r} is a refit, which has trained on its"
+            " validation photos too; give a folder of other photos."
+        )
     evaluation.metrics(evaluation.trainer.test, model)
     report = write_report(folder, checkpoint, evaluation.data, model.classes, model.tested)
-    if (folder / CARD).is_file() and checkpoint.name == BEST:
-        placed = split_of(checkpoint) if (folder / SPLIT).is_file() else []
-        write_card(folder, checkpoint, placed)
     show(report.text())
+    if (folder / CARD).is_file() and checkpoint.name == BEST:
+        try:
+            write_card(folder, checkpoint, split_of(checkpoint) if (folder / SPLIT).is_file() else [])
+        except FlowersError as error:
+            log.warning("%s is not renewed: %s", folder / CARD, error)
     log.info("Written to %s: test.txt, test.json, predictions.csv and plots.", folder)

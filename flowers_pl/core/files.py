@@ -149,6 +149,11 @@ def expanded(path: str) -> str:
     return os.path.abspath(expand_home(path))
 
 
+def seen_from_here(path: Path) -> str:
+    """Return a path relative to the working folder where it is below that, else as it is."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def check_writable(folder: str | os.PathLike[str], option: str = "") -> None:
     """Refuse at once a folder, existing or not, that nothing can be written to in the end.
 
@@ -177,7 +182,8 @@ def check_writable(folder: str | os.PathLike[str], option: str = "") -> None:
 def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
     """Write a table that `read_csv` takes back and that is safe in a spreadsheet.
 
-    The file is UTF-8; bytes of names that are not are written as `core.text.escape_bytes` does. A text that a
+    The file is UTF-8; bytes of names that are not, and controls, are written as `core.text.escape_bytes`
+    does. A text that a
     spreadsheet would take for a formula gets an apostrophe before it (OWASP, "CSV Injection").
     """
     with open(file, "w", newline="", encoding="utf-8") as stream:
@@ -208,14 +214,16 @@ def read_csv(file: str | os.PathLike[str], columns: Iterable[str] = ()) -> list[
     text = content.decode("utf-16" if wide else "utf-8-sig", "strict" if wide else "surrogateescape")
     hint = re.match(r'"?sep=(.)"?\r?\n', text)
     lines = text[hint.end() if hint else 0 :]
+    lacking: list[list[str]] = []
     for delimiter in [hint[1]] if hint else DELIMITERS:
         reader = csv.DictReader(io.StringIO(lines, newline=""), restval="", delimiter=delimiter)
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
         missing = sorted(set(columns) - set(reader.fieldnames))
         if not missing:
             break
-    if missing:
-        raise LookupError(missing[0])
+        lacking.append(missing)
+    else:
+        raise LookupError(min(lacking, key=len)[0])
     rows = [{name: cell for name, cell in row.items() if name is not None} for row in reader]
     return [
         {_unquoted(name): _unquoted(cell) for name, cell in row.items()} for row in rows if any(row.values())

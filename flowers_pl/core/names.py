@@ -12,6 +12,7 @@ TEST_JSON, TEST_TEXT = "test.json", "test.txt"
 PLOTS = "plots"
 CURVES = f"{PLOTS}/training_curves.png"
 CARD = "MODEL_CARD.md"
+NEW_CARD = "MODEL_CARD.new.md"  # beside a card that a person has changed
 EXPORTS = "exports.json"  # what was exported from a checkpoint, and how well it agrees
 
 KEY = "flowers_pl"  # of this project's own part of a checkpoint

@@ -46,14 +46,23 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+CONTROLS = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069"
+"""What may drive a terminal or turn the writing direction; not tabs and line ends, which tables quote."""
+
+
 def escape_bytes(text: str) -> str:
     r"""Write bytes that are not UTF-8 (as `surrogateescape` holds them) as `\xNN`, and double backslashes.
 
-    >>> print(escape_bytes("latin \udce8.jpg"), escape_bytes("a\\b"))
-    latin \xe8.jpg a\\b
+    Control characters are written so too, as `\xNN` below 128 and as `\uNNNN` above.
+
+    >>> print(escape_bytes("latin \udce8.jpg"), escape_bytes("a\\b"), escape_bytes("\x1b[31m\u202e"))
+    latin \xe8.jpg a\\b \x1b[31m\u202e
     """
-    doubled = text.replace("\\", "\\\\")
-    return re.sub("[\udc80-\udcff]", lambda byte: _escape(byte[0]), doubled)
+
+    def escape(letter: re.Match[str]) -> str:
+        return f"\\u{ord(letter[0]):04x}" if "\x7f" < letter[0] < "\udc80" else _escape(letter[0])
+
+    return re.sub(f"[\udc80-\udcff{CONTROLS}]", escape, text.replace("\\", "\\\\"))
 
 
 def unescape_bytes(text: str) -> str:
@@ -64,9 +73,13 @@ def unescape_bytes(text: str) -> str:
     """
 
     def original(escape: re.Match[str]) -> str:
-        return chr(0xDC00 + int(escape[1], 16)) if escape[1] else "\\"
+        if not (escape[1] or escape[2]):
+            return "\\"
+        number = int(escape[1] or escape[2], 16)
+        letter = chr(0xDC00 + number if escape[1] and number > 0x7F else number)
+        return letter if escape_bytes(letter) == escape[0] else escape[0]
 
-    return re.sub(r"\\\\|\\x([89a-f][0-9a-f])", original, text)
+    return re.sub(r"\\\\|\\x([0-9a-f]{2})|\\u([0-9a-f]{4})", original, text)
 
 
 def nfc(name: str) -> str:

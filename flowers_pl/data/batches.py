@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from flowers_pl.data.augmentation import EpochDraws, epoch_draws
+from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.cache import DecodedPhotos
 from flowers_pl.data.decoding import UnreadablePhoto, load_photo
+from flowers_pl.data.draws import DRAWS, EpochDraws, epoch_draws
+from flowers_pl.data.folder import list_pictures
 from flowers_pl.data.sampling import BatchKey
 
 
@@ -26,11 +29,13 @@ class Batch(NamedTuple):
         labels: int64 (N,); -1 where no label is known.
         rows: int64 (N,): which photos of their list these are.
         total: photos in this batch on all ranks together.
-        draws: int32 (N, augmentation.DRAWS) in training, for the augmentation, else None.
+        draws: int32 (N, `Augmentation.num_draws`) in training, for the augmentation, else None.
         keys: int64 (N,) in training, for the dropout, else None.
         weights: float32 (N,) of the losses, 1 on average over the batch on all ranks; None where all are 1.
         unreadable: (row, reason) of photos that are missing here.
         features: (N, ...), what the frozen part of the network makes of the photos, where it has run already.
+        targets: float32 (N, num_classes) in training with soft labels: what to train on in place of `labels`.
+        epoch: of the run.
 
     >>> batch = Batch(torch.zeros(2, 3, 32, 32), torch.tensor([0, 1]), torch.tensor([5, 8]), total=2)
     >>> [len(part) for part in batch[:3]], batch.draws
@@ -46,6 +51,8 @@ class Batch(NamedTuple):
     weights: Tensor | None = None
     unreadable: Sequence[tuple[int, str]] = ()
     features: Tensor | None = None
+    targets: Tensor | None = None
+    epoch: int = 0
 
 
 class Prediction(NamedTuple):
@@ -71,7 +78,7 @@ def join(parts: Sequence[Batch]) -> Batch:
         return parts[0]
     joined: dict[str, Any] = {
         name: torch.cat([getattr(part, name) for part in parts])
-        for name in ("photos", "labels", "rows", "draws", "keys", "weights", "features")
+        for name in ("photos", "labels", "rows", "draws", "keys", "weights", "features", "targets")
         if getattr(parts[0], name) is not None
     }
     return parts[0]._replace(**joined, unreadable=[entry for part in parts for entry in part.unreadable])
@@ -85,13 +92,23 @@ class CachedPhotos(Dataset[Batch]):
         rows: int64 (N,): the rows of `decoded.pixels` that take part.
         labels: int64 (N,): their classes.
         seed: of augmentation and dropout; None for validation, which has neither.
+        num_draws: for the augmentation of each photo, see `Augmentation.num_draws`.
+
+    Attributes:
+        targets: float32 (N, num_classes) where there are soft labels, else None.
     """
 
     def __init__(
-        self, decoded: DecodedPhotos, rows: np.ndarray, labels: np.ndarray, seed: int | None = None
+        self,
+        decoded: DecodedPhotos,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        seed: int | None = None,
+        num_draws: int = DRAWS,
     ) -> None:
         self.pixels, self.rows, self.labels, self.seed = decoded.pixels, rows, labels, seed
-        self._hold = decoded.hold
+        self.num_draws, self._hold = num_draws, decoded.hold
+        self.targets: np.ndarray | None = None
         self._draws: tuple[int, EpochDraws] | None = None
 
     def __len__(self) -> int:
@@ -108,6 +125,7 @@ class CachedPhotos(Dataset[Batch]):
             labels=torch.from_numpy(self.labels[key.rows]),
             rows=torch.from_numpy(key.rows),
             total=key.total,
+            epoch=key.epoch,
         )
         if self.seed is None:
             return batch
@@ -116,6 +134,7 @@ class CachedPhotos(Dataset[Batch]):
             draws=torch.from_numpy(draws.draws[key.slots]),
             keys=torch.from_numpy(draws.keys[key.slots]),
             weights=None if key.weights is None else torch.from_numpy(key.weights.astype(np.float32)),
+            targets=None if self.targets is None else torch.from_numpy(self.targets[key.rows]),
         )
 
     def read(self, indices: np.ndarray) -> Tensor:
@@ -123,9 +142,15 @@ class CachedPhotos(Dataset[Batch]):
         memory."""
         return torch.from_numpy(np.asarray(self.pixels[self.rows[indices]])).permute(0, 3, 1, 2)
 
+    def of_size(self, decoded: DecodedPhotos) -> CachedPhotos:
+        """Return the same photos, with the pixels of another cache of the same folder."""
+        photos = copy.copy(self)
+        photos.pixels, photos._hold = decoded.pixels, decoded.hold
+        return photos
+
     def _draws_of(self, seed: int, epoch: int) -> EpochDraws:
         if self._draws is None or self._draws[0] != epoch:
-            self._draws = (epoch, epoch_draws(seed, epoch, len(self)))
+            self._draws = (epoch, epoch_draws(seed, epoch, len(self), self.num_draws))
         return self._draws[1]
 
 
@@ -165,3 +190,19 @@ class PhotoFiles(Dataset[Batch]):
             total=key.total,
             unreadable=unreadable,
         )
+
+
+def photos_to_predict(source: str | None, size: int) -> PhotoFiles:
+    """Return batches of a photo, or of a folder of photos; their paths are relative to the folder.
+
+    Args:
+        source: the photo or folder.
+        size: pixels a side.
+
+    Raises:
+        FlowersError: none is given, or nothing is there.
+    """
+    if source is None:
+        raise FlowersError("--data.predict_root is missing; give a photo or a folder of photos to predict.")
+    root, paths = list_pictures(source)
+    return PhotoFiles(root, paths, size)

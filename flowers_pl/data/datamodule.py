@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from flowers_pl.core.errors import FlowersError
-from flowers_pl.data.augmentation import Augmentation
-from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles
+from flowers_pl.core.files import seen_from_here
+from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles, photos_to_predict
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
 from flowers_pl.data.download import download_flower_photos
 from flowers_pl.data.drawing_folder import write_drawings
 from flowers_pl.data.feature_cache import FeatureCache
-from flowers_pl.data.folder import TEST, VAL, LeftOut, Photo, list_photos, list_pictures, split_folders
+from flowers_pl.data.folder import TEST, VAL, LeftOut, Photo, list_photos, split_folders
 from flowers_pl.data.formats import Limits, set_limits
 from flowers_pl.data.prefetch import PrefetchLoader
 from flowers_pl.data.preparation import Preparation
-from flowers_pl.data.sampling import Balance, BatchSampler
+from flowers_pl.data.ranges import Augmentation
+from flowers_pl.data.sampling import Balance, BatchSampler, check_ranks
+from flowers_pl.data.soft_labels import SoftLabels
 from flowers_pl.data.split import Placed
 from flowers_pl.data.split_photos import SplitPhotos, SplitSettings, check_settings, class_numbers
 
@@ -46,9 +47,14 @@ class FlowersDataModule(L.LightningDataModule):
         split_seed: decides which photos validate; not the training seed, so that seeds can be compared.
         seed: decides order, augmentation and dropout.
         exclude: a CSV file whose column path names photos of `root` to leave out; 'audit --write' writes one.
+        stored_size: pixels a side that training photos are kept at, for sharper crops (`augmentation.crop`);
+            default `image_size`, at which validation photos are read in any case.
         augmentation: how far training photos may be changed.
         balance: against classes of unequal size: 'sampler' shows as many photos of each class in an epoch,
             'loss' weighs the training losses so that each class counts the same. Validation is not changed.
+        soft_labels: a CSV file, as 'teach' or 'predict' writes it, with probabilities of training photos, to
+            be mixed into their labels.
+        soft_labels_weight: their share of what is trained on; the rest is the photos' own labels.
         unreadable: what `fit` does about photos that cannot be read: 'skip' names them and trains without
             them, 'error' ends the run.
         test_root: a folder of class folders to test on; default test/ where the root has it, else `test`
@@ -84,8 +90,11 @@ class FlowersDataModule(L.LightningDataModule):
         split_seed: int = 0,
         seed: int = 0,
         exclude: str | None = None,
+        stored_size: int | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         balance: Balance = "none",
+        soft_labels: str | None = None,
+        soft_labels_weight: float = 0.5,
         unreadable: Literal["skip", "error"] = "skip",
         test_root: str | None = None,
         predict_root: str | None = None,
@@ -98,21 +107,23 @@ class FlowersDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         set_limits(limits)
-        check_settings(image_size, val_fraction, workers, batch_size, drawn)
+        check_settings(image_size, val_fraction, workers, batch_size, drawn, stored_size)
         self.root, self.image_size, self.batch_size = Path(root).expanduser(), image_size, batch_size
         self.val_fraction, self.split, self.split_seed, self.seed = val_fraction, split, split_seed, seed
         self.exclude = None if exclude is None else str(Path(exclude).resolve())
-        self.augmentation, self.workers = augmentation, workers
-        self.balance, self.unreadable = balance, unreadable
-        self.test_root, self.predict_root = test_root, predict_root
-        self.drawn, self.drawn_size = drawn, drawn_size
-        self.cache = cache
+        self.augmentation, self.workers, self.balance = augmentation, workers, balance
+        self.stored_size = stored_size or image_size
+        self.soft_labels = SoftLabels(soft_labels, soft_labels_weight)
+        self.unreadable, self.test_root, self.predict_root = unreadable, test_root, predict_root
+        self.drawn, self.drawn_size, self.cache = drawn, drawn_size, cache
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.classes: list[str] = []
         self.reported_photos: list[Photo] = []
+        self.all_of: Path | None = None  # the split.csv whose photos, of both sides, a refit trains on
         self._split: SplitPhotos | None = None
+        self._stored: DecodedPhotos | None = None
         self._files: PhotoFiles | None = None
-        self._preparation = Preparation(lambda: self.trainer, augmentation)
+        self._preparation = Preparation(lambda: self.trainer, augmentation, image_size)
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     # ---------------------------------------------------------------- what there is
@@ -135,20 +146,25 @@ class FlowersDataModule(L.LightningDataModule):
     def _needs_root(self) -> bool:
         fn = self.trainer.state.fn if self.trainer is not None else TrainerFn.FITTING
         if fn == TrainerFn.TESTING:
-            return self._find_test_root() is None
+            return self.find_test_root() is None
         return fn != TrainerFn.PREDICTING
 
-    def _find_test_root(self) -> str | None:
+    def find_test_root(self) -> str | None:
+        """Return the folder to test on, test/ of the root where no other is given; None for neither."""
         tests = [name for name, side in split_folders(self.root).items() if side == TEST]
         if self.test_root is None and tests:
-            self.test_root = str(self.root / tests[0])
+            self.test_root = seen_from_here(self.root / tests[0])
         return self.test_root
 
     def _list_and_decode(self, retry: bool) -> tuple[list[Photo], DecodedPhotos]:
         listed = list_photos(self.root)
-        return listed, decode_photos(
-            self.root, listed, self.image_size, self.cache_dir, self.workers, self.cache, retry
-        )
+        settings = (self.cache_dir, self.workers, self.cache, retry)
+        if self._training() and self.stored_size != self.image_size:
+            self._stored = decode_photos(self.root, listed, self.stored_size, *settings)
+        return listed, decode_photos(self.root, listed, self.image_size, *settings)
+
+    def _training(self) -> bool:
+        return self.trainer is None or self._preparation.fitting()
 
     def setup(self, stage: str) -> None:
         """Split the photos (`fit`, `validate`, `test` without a test_root) or list those to test or predict.
@@ -163,21 +179,26 @@ class FlowersDataModule(L.LightningDataModule):
             self.classes, self.image_size = list(module.classes), module.image_size
         if stage == "predict":
             self._setup_predict()
-        elif stage == "test" and (test_root := self._find_test_root()) is not None:
+        elif stage == "test" and (test_root := self.find_test_root()) is not None:
             self._setup_test(Path(test_root))
         elif self._split is None:
             self._setup_split()
 
     def _setup_split(self) -> None:
-        skip = self.unreadable == "skip" or not (self.trainer is None or self._preparation.fitting())
+        skip = self.unreadable == "skip" or not self._training()
         settings = SplitSettings(
-            self.root, self.split, self.val_fraction, self.split_seed, self.exclude, skip
+            self.root, self.split, self.val_fraction, self.split_seed, self.exclude, skip, self.all_of
         )
         listed, decoded = self._list_and_decode(retry=False)
-        self._split = SplitPhotos.from_decoded(listed, decoded, settings, self.seed, self.classes)
+        self._split = SplitPhotos.from_decoded(
+            listed, decoded, settings, self.seed, self.classes, self.augmentation.num_draws
+        )
+        if self._stored is not None:
+            self._split.check_stored(self._stored)
         if self.trainer is not None and self.trainer.world_size > 1:
             self._split.check_ranks_agree(self.trainer.strategy, self.root)
-        self.classes = self._split.class_names
+        self.classes, train = self._split.class_names, self.train_photos
+        train.targets = self.soft_labels.targets(self.classes, self.placed, train.labels)
         validating = [photo.path for photo in self.placed if photo.side == VAL]
         self.reported_photos = self._named(validating, self.val_photos.labels)
 
@@ -192,13 +213,8 @@ class FlowersDataModule(L.LightningDataModule):
         self._files = PhotoFiles(test_root, paths, self.image_size, labels)
 
     def _setup_predict(self) -> None:
-        if self.predict_root is None:
-            raise FlowersError(
-                "--data.predict_root is missing; give a photo or a folder of photos to predict."
-            )
-        root, paths = list_pictures(self.predict_root)
-        self.reported_photos = [Photo(path, "") for path in paths]
-        self._files = PhotoFiles(root, paths, self.image_size)
+        self._files = photos_to_predict(self.predict_root, self.image_size)
+        self.reported_photos = [Photo(path, "") for path in self._files.paths]
 
     @property
     def placed(self) -> list[Placed]:
@@ -212,7 +228,7 @@ class FlowersDataModule(L.LightningDataModule):
 
     @property
     def train_photos(self) -> CachedPhotos:
-        """The training side; `setup("fit")` must have split the photos."""
+        """The training side at `image_size`; `setup("fit")` must have split the photos."""
         return self._sides().train
 
     @property
@@ -227,26 +243,15 @@ class FlowersDataModule(L.LightningDataModule):
 
     # ---------------------------------------------------------------- batches
 
-    def check_ranks(self, ranks: int) -> None:
-        """Refuse a number of devices that does not divide the batch.
-
-        Raises:
-            FlowersError: `batch_size` is no multiple of it.
-        """
-        if self.batch_size % ranks:
-            raise FlowersError(
-                f"--data.batch_size {self.batch_size} cannot be divided among {ranks} devices; give a"
-                f" multiple of {ranks}."
-            )
-
     def train_dataloader(self) -> PrefetchLoader:
         """Load the training side, shuffled and augmented differently each epoch."""
-        self.check_ranks(self.trainer.world_size if self.trainer is not None else 1)
-        return self._loader(self.train_photos, self.batch_size, shuffled=True)
+        check_ranks(self.batch_size, self.trainer.world_size if self.trainer is not None else 1)
+        photos = self.train_photos if self._stored is None else self.train_photos.of_size(self._stored)
+        return self._loader(photos, self.batch_size, shuffled=True)
 
     def val_dataloader(self) -> PrefetchLoader:
         """Load the validation side, not augmented, in the order of its paths."""
-        if not self._preparation.fitting():
+        if not (self._preparation.fitting() and self.all_of is None):
             return self._loader(self.val_photos, 2 * self.batch_size)
         features = self._preparation.cache_features(self.val_photos, self.cache_dir)
         return self._loader(features, 2 * self.batch_size)
@@ -268,20 +273,10 @@ class FlowersDataModule(L.LightningDataModule):
         rank, num_ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         sampler = BatchSampler(len(dataset), batch_size, rank, num_ranks)
         if shuffled:
-            sampler.seed, sampler.position = self.seed, self._position
-            sampler.labels, sampler.balance = self.train_photos.labels, self.balance
+            sampler.seed, sampler.labels, sampler.balance = self.seed, self.train_photos.labels, self.balance
+            sampler.position = partial(self._preparation.position, len(dataset), self.batch_size)
         plan = partial(self._preparation.plan, dataset, self.workers)
         return PrefetchLoader(sampler, dataset, self._preparation.ahead, plan)
-
-    def _position(self) -> tuple[int, int]:
-        """Return the epoch and the batch to start with, which is not 0 after a resume inside an epoch."""
-        if self.trainer is None or not self._preparation.fitting():
-            return 0, 0
-        loop: Any = self.trainer.fit_loop  # its annotations are too narrow
-        done = loop.epoch_loop.batch_progress.current.processed
-        same: Any = getattr(self.trainer, "overfit_batches", 0)  # each epoch is to show the same photos
-        epoch = 0 if same else loop.epoch_progress.current.processed
-        return epoch, done if done < -(-len(self.train_photos) // self.batch_size) else 0
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Leave batches on the CPU as they are; searching them for tensors, as Lightning does, takes time."""
@@ -296,3 +291,11 @@ class FlowersDataModule(L.LightningDataModule):
     def settings(self) -> dict[str, Any]:
         """Return what decides the validation side, in types that any checkpoint may hold."""
         return {"root": str(self.root.resolve()), **{name: getattr(self, name) for name in SETTINGS}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the soft labels."""
+        return dict(self.soft_labels.state())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Log whether the soft labels have changed since a checkpoint was saved."""
+        self.soft_labels.report_change(state_dict)

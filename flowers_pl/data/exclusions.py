@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import read_csv, write_csv
@@ -15,6 +16,7 @@ from flowers_pl.data.cache import DecodedPhotos
 from flowers_pl.data.folder import EXCLUDED, NAMED, LeftOut
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def write_exclusions(file: str | os.PathLike[str], listed: Iterable[LeftOut]) -> None:
@@ -47,7 +49,7 @@ def read_exclusions(file: str | os.PathLike[str]) -> dict[str, str]:
     return {row["path"].removeprefix("./"): row.get("reason", "") for row in rows if row["path"]}
 
 
-def match_names(listed: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
+def match_names(listed: Mapping[str, T], known: Iterable[str]) -> dict[str, T]:
     """Spell listed paths as the folder does; other systems may compose letters and marks differently.
 
     Args:

@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Barrier, get_native_id
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch.utils.data import Dataset
 
 from flowers_pl.data.batches import Batch, join
-from flowers_pl.data.sampling import BatchKey, BatchSampler
+from flowers_pl.data.sampling import BatchKey
 
 SWITCH_INTERVAL = (
     2e-4  # seconds that a thread may keep Python to itself; the default of 5e-3 makes the others wait
@@ -44,6 +44,18 @@ class ThreadPlan(NamedTuple):
     threads: int
     own_cores: int
     part: int
+
+
+class BatchKeys(Protocol):
+    """The keys of batches, in order: a `BatchSampler`, or a list."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        """Return them one by one."""
+        ...
 
 
 class PrefetchLoader:
@@ -72,7 +84,7 @@ class PrefetchLoader:
 
     def __init__(
         self,
-        sampler: BatchSampler,
+        sampler: BatchKeys,
         dataset: Dataset[Batch],
         prepare: Callable[[Batch], Batch],
         plan: Callable[[], ThreadPlan],

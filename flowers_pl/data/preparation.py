@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 
-from flowers_pl.data.augmentation import Augmentation, augment
+from flowers_pl.data.augmentation import augment
 from flowers_pl.data.batches import Batch, CachedPhotos
 from flowers_pl.data.feature_cache import FeatureCache, FrozenNetwork
 from flowers_pl.data.prefetch import ThreadPlan
+from flowers_pl.data.ranges import Augmentation
+
+READERS = 2  # threads that copy decoded photos for a device, whose own thread needs the interpreter
 
 
 class Preparation:
@@ -23,16 +27,30 @@ class Preparation:
     Args:
         trainer: returns the Trainer; None where there is none.
         augmentation: how far training photos may be changed.
+        size: pixels a side of augmented photos.
     """
 
-    def __init__(self, trainer: Callable[[], L.Trainer | None], augmentation: Augmentation) -> None:
-        self.trainer, self.augmentation = trainer, augmentation
+    def __init__(
+        self, trainer: Callable[[], L.Trainer | None], augmentation: Augmentation, size: int
+    ) -> None:
+        self.trainer, self.augmentation, self.size = trainer, augmentation, size
         self.feature_cache: FeatureCache | None = None
 
     def fitting(self) -> bool:
         """Return whether a model is being trained."""
         trainer = self.trainer()
         return trainer is not None and trainer.state.fn == TrainerFn.FITTING
+
+    def position(self, num_photos: int, batch_size: int) -> tuple[int, int]:
+        """Return the epoch and the batch to start with, which is not 0 after a resume inside an epoch."""
+        trainer = self.trainer()
+        if trainer is None or not self.fitting():
+            return 0, 0
+        loop: Any = trainer.fit_loop  # its annotations are too narrow
+        done = loop.epoch_loop.batch_progress.current.processed
+        same: Any = getattr(trainer, "overfit_batches", 0)  # each epoch is to show the same photos
+        epoch = 0 if same else loop.epoch_progress.current.processed
+        return epoch, done if done < -(-num_photos // batch_size) else 0
 
     def on_cpu(self) -> bool:
         """Return whether training runs on a CPU, so that the loader's threads do all that is done here."""
@@ -41,9 +59,18 @@ class Preparation:
 
     def frozen(self) -> FrozenNetwork | None:
         """Return the frozen part of the network; None where it is not separated from the rest."""
+        return getattr(self._module(), "frozen", None)
+
+    def ranges(self, epoch: int) -> Augmentation:
+        """Return how far photos may be changed in an epoch of the run: less in the last ones of a stage."""
+        stage: Any = getattr(self._module(), "stage", None)
+        if stage is None or not 0 < stage.epochs_left(epoch) <= self.augmentation.weak_epochs:
+            return self.augmentation
+        return self.augmentation.weakened()
+
+    def _module(self) -> Any:
         trainer = self.trainer()
-        module: Any = trainer.lightning_module if trainer is not None else None
-        return getattr(module, "frozen", None)
+        return trainer.lightning_module if trainer is not None else None
 
     def cache_features(self, photos: CachedPhotos, folder: Path | None) -> FeatureCache:
         """Store the features of photos from now on.
@@ -57,11 +84,11 @@ class Preparation:
 
     def prepare(self, batch: Batch) -> Batch:
         """Augment a batch, where it has draws, and compute its features, where a part is frozen."""
-        if batch.features is not None:
+        if batch.features is not None or not batch.total:
             return batch
         photos, frozen = batch.photos, self.frozen()
         if batch.draws is not None:
-            photos = augment(photos, batch.draws, self.augmentation)
+            photos = augment(photos, batch.draws, self.ranges(batch.epoch), self.size)
         if frozen is None:
             return batch._replace(photos=photos)
         features = frozen(photos)
@@ -86,6 +113,8 @@ class Preparation:
         if workers == 0 or cached:
             return ThreadPlan(0, cores, part)
         if not self.on_cpu():
+            if isinstance(dataset, CachedPhotos) and isinstance(dataset.pixels, np.ndarray):
+                return ThreadPlan(workers or min(READERS, cores), cores, len(dataset))  # batches in one part
             return ThreadPlan(workers or cores, cores, part)
         if cores == 1 and workers is None:
             return ThreadPlan(0, 1, part)

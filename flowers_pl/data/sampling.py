@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from flowers_pl.data.augmentation import epoch_draws
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.data.draws import epoch_draws
 
 Balance = Literal["none", "sampler", "loss"]
 
@@ -48,6 +49,8 @@ class BatchKey(NamedTuple):
 class BatchSampler(Sampler[BatchKey]):
     """The batches of one rank in one epoch; a short last batch is kept.
 
+    No photos are one empty batch: a refit validates nothing, at the moments at which other runs validate.
+
     Args:
         photos: how many there are.
         batch_size: photos in a batch on all ranks together.
@@ -81,13 +84,13 @@ class BatchSampler(Sampler[BatchKey]):
         self.labels, self.balance = labels, balance
 
     def __len__(self) -> int:
-        return -(-self.photos // self.batch_size)
+        return max(1, -(-self.photos // self.batch_size))
 
     def __iter__(self) -> Iterator[BatchKey]:
         epoch, first = self.position()
         order, slots = self._order(epoch)
         weights = photo_weights(self.labels) if self.balance == "loss" and self.labels is not None else None
-        for start in range(first * self.batch_size, self.photos, self.batch_size):
+        for start in range(first * self.batch_size, max(1, self.photos), self.batch_size):
             batch = slice(start, start + self.batch_size)
             rows, mine = order[batch], slice(self.rank, None, self.ranks)
             key = BatchKey(epoch, rows[mine], len(rows), slots[batch][mine])
@@ -105,6 +108,19 @@ class BatchSampler(Sampler[BatchKey]):
             return balanced_order(self.labels, self.seed, epoch), positions
         order = epoch_draws(self.seed, epoch, self.photos).order
         return order, order
+
+
+def check_ranks(batch_size: int, ranks: int) -> None:
+    """Refuse a number of devices that does not divide the batch.
+
+    Raises:
+        FlowersError: `batch_size` is no multiple of it.
+    """
+    if batch_size % ranks:
+        raise FlowersError(
+            f"--data.batch_size {batch_size} cannot be divided among {ranks} devices; give a multiple of"
+            f" {ranks}."
+        )
 
 
 def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:

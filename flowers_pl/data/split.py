@@ -159,13 +159,16 @@ def folder_split(
     return drawn, sorted(left_out)
 
 
-def check_sides(placed: Sequence[Placed], class_names: Sequence[str], every_class: bool) -> None:
+def check_sides(
+    placed: Sequence[Placed], class_names: Sequence[str], every_class: bool, validates: bool = True
+) -> None:
     """Check that each side has the photos that it needs.
 
     Args:
         placed: the split.
         class_names: that must be trained on.
         every_class: whether each must be validated too; else one photo of any class is enough.
+        validates: whether there is a validation side at all.
 
     Raises:
         FlowersError: a class has no photo to train on, or none to validate with.
@@ -179,6 +182,8 @@ def check_sides(placed: Sequence[Placed], class_names: Sequence[str], every_clas
                 raise FlowersError(
                     f"--data.split: class {label!r} has no photo on the side {side!r}; {way_out}."
                 )
+    if not validates:
+        return
     if unseen := [label for label in class_names if (label, VAL) not in present]:
         log.warning(
             "Classes without a photo to validate with: %s%s; nothing says how well the model knows them.",
@@ -208,13 +213,16 @@ def write_split(file: Path, placed: Sequence[Placed]) -> None:
     write_csv(file, HEADER, placed)
 
 
-def read_split(file: Path, photos: Sequence[Photo], excluded: Container[str] = ()) -> list[Placed]:
+def read_split(
+    file: Path, photos: Sequence[Photo], excluded: Container[str] = (), both: bool = True
+) -> list[Placed]:
     """Read a list that a run wrote: its photos and no others.
 
     Args:
         file: CSV with the columns path, label, side ("train" or "val") and group.
         photos: those that can be read.
         excluded: paths to ignore.
+        both: whether it must have photos on both sides, which that of a refit has not.
 
     Raises:
         FlowersError: the file is missing or not such a list, or names a photo that is not among `photos`.
@@ -257,6 +265,6 @@ def read_split(file: Path, photos: Sequence[Photo], excluded: Container[str] = (
         for photo, match in zip(placed, matching, strict=True)
         if match is not None
     )
-    if {photo.side for photo in placed} != {TRAIN, VAL}:
+    if both and {photo.side for photo in placed} != {TRAIN, VAL}:
         raise FlowersError(f"--data.split: {str(file)!r} must have photos on both sides, train and val.")
     return placed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.text import nfc, printable
 from flowers_pl.data.batches import CachedPhotos
 from flowers_pl.data.cache import DecodedPhotos
+from flowers_pl.data.draws import DRAWS
 from flowers_pl.data.duplicates import duplicate_groups
 from flowers_pl.data.exclusions import leave_out
 from flowers_pl.data.folder import (
@@ -52,6 +53,8 @@ class SplitSettings:
         split_seed: decides which.
         exclude: a CSV file that names photos to leave out.
         skip_unreadable: whether a run goes on without photos that cannot be read.
+        all_of: a split.csv that takes the place of `split` and `exclude`: the photos of both its sides are
+            trained on, and none validates.
     """
 
     root: Path
@@ -60,6 +63,7 @@ class SplitSettings:
     split_seed: int
     exclude: str | None
     skip_unreadable: bool
+    all_of: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class SplitPhotos:
         settings: SplitSettings,
         seed: int,
         model_classes: Sequence[str] = (),
+        num_draws: int = DRAWS,
     ) -> SplitPhotos:
         """Leave out, group duplicates and split; log what was done.
 
@@ -97,10 +102,13 @@ class SplitPhotos:
             settings: what decides the split.
             seed: of augmentation and dropout on the training side.
             model_classes: the classes of a trained model; none for those of the photos.
+            num_draws: for the augmentation of each photo.
 
         Raises:
             FlowersError: the photos, the split or the list of exclusions are not usable.
         """
+        if settings.all_of is not None:
+            settings = replace(settings, split=str(settings.all_of), exclude=None)
         sides = split_folders(settings.root)
         by_folders = bool(sides) and settings.split == "grouped"
         testing = {photo.path for photo in listed if sides.get(photo.path.partition("/")[0]) == TEST}
@@ -120,15 +128,17 @@ class SplitPhotos:
             )
         else:
             placed, conflicts = _split(usable, settings, {entry.path for entry in excluded})
-        check_sides(placed, found, every_class=settings.split == "grouped" and not all_trained)
+        if settings.all_of is not None:
+            placed = [photo._replace(side=TRAIN) for photo in placed]
+        check_sides(placed, found, settings.split == "grouped" and not all_trained, settings.all_of is None)
         _log_split(placed, class_names, settings, len(usable.left_out), conflicts, len(excluded))
         row_of = dict(zip((photo.path for photo in usable.photos), usable.rows.tolist(), strict=True))
 
         def side(name: str, seed: int | None) -> CachedPhotos:
             members = [photo for photo in placed if photo.side == name]
-            rows = np.array([row_of[photo.path] for photo in members])
+            rows = np.array([row_of[photo.path] for photo in members], dtype=np.int64)
             labels = class_numbers([photo.label for photo in members], class_names, settings.root)
-            return CachedPhotos(usable, rows, labels, seed)
+            return CachedPhotos(usable, rows, labels, seed, num_draws)
 
         left_out = sorted([*usable.left_out, *conflicts, *excluded])
         return cls(class_names, placed, left_out, side(TRAIN, seed), side(VAL, None))
@@ -143,6 +153,20 @@ class SplitPhotos:
             raise FlowersError(
                 f"--data.root: the photos in {str(root)!r} changed while the run began; start it again."
             )
+
+    def check_stored(self, stored: DecodedPhotos) -> None:
+        """Check that the photos to train on were read for another cache, too.
+
+        Raises:
+            FlowersError: one was not.
+        """
+        unreadable = {entry.path: entry.reason for entry in stored.left_out}
+        for photo in self.placed:
+            if photo.side == TRAIN and photo.path in unreadable:
+                raise FlowersError(
+                    f"--data.root: {printable(photo.path)!r} could be read once but not again"
+                    f" ({printable(unreadable[photo.path])}); restore it and start again."
+                )
 
 
 def class_numbers(
@@ -171,7 +195,7 @@ def _split(
         return grouped_split(decoded.photos, groups, settings.val_fraction, settings.split_seed)
     if settings.split == "notebook":
         return notebook_split(decoded.photos, groups, settings.val_fraction), []
-    return read_split(Path(settings.split), decoded.photos, excluded), []
+    return read_split(Path(settings.split), decoded.photos, excluded, settings.all_of is None), []
 
 
 def _log_split(
@@ -201,7 +225,12 @@ def _log_split(
 
 
 def check_settings(
-    image_size: int, val_fraction: float, workers: int | None, batch_size: int = 1, drawn: int = 0
+    image_size: int,
+    val_fraction: float,
+    workers: int | None,
+    batch_size: int = 1,
+    drawn: int = 0,
+    stored_size: int | None = None,
 ) -> None:
     """Check numbers among the settings; `audit` has some of them.
 
@@ -211,6 +240,10 @@ def check_settings(
     if image_size < 32:
         raise FlowersError(
             f"--data.image_size must be at least 32 (the backbone halves it five times), not {image_size}."
+        )
+    if stored_size is not None and stored_size < image_size:
+        raise FlowersError(
+            f"--data.stored_size must be at least --data.image_size ({image_size}), not {stored_size}."
         )
     if not 0 < val_fraction < 1:
         raise FlowersError(f"--data.val_fraction must be more than 0 and less than 1, not {val_fraction}.")

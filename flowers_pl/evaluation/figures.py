@@ -56,7 +56,7 @@ def show_image(axes: Axes, pixels: np.ndarray) -> None:
 # ---------------------------------------------------------------- training
 
 
-def training_curves(rows: Sequence[dict[str, float]], best_epoch: int | None) -> Figure:
+def training_curves(rows: Sequence[dict[str, float]], best_epoch: int | None, chosen: bool = True) -> Figure:
     """Plot loss and accuracy by epoch, with the boundaries of the stages and the best epoch.
 
     Epochs are counted from 0 in the arguments and from 1 in the figure, as on the screen.
@@ -70,11 +70,12 @@ def training_curves(rows: Sequence[dict[str, float]], best_epoch: int | None) ->
         rows: of metrics.csv (`runs.tables.read_table`): `epoch`, `stage`, `train_loss`, `val_loss`,
             `train_accuracy`, `val_accuracy`; other columns are ignored. Any but `epoch` may be missing.
         best_epoch: the epoch that was kept; None where there is none yet.
+        chosen: whether it was kept for its validation loss, and not because it was the last one.
     """
     figure = new_figure(11, 4.6)
     panels = figure.subplots(1, 2)
     for axes, name in zip(panels, ("loss", "accuracy"), strict=True):
-        _plot_curves(axes, rows, name, best_epoch)
+        _plot_curves(axes, rows, name, best_epoch, chosen)
     panels[0].set_ylabel("cross-entropy (nats)")
     panels[1].yaxis.set_major_formatter(PercentFormatter(1))
     entries = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in panels]
@@ -84,7 +85,9 @@ def training_curves(rows: Sequence[dict[str, float]], best_epoch: int | None) ->
     return figure
 
 
-def _plot_curves(axes: Axes, rows: Sequence[dict[str, float]], name: str, best_epoch: int | None) -> None:
+def _plot_curves(
+    axes: Axes, rows: Sequence[dict[str, float]], name: str, best_epoch: int | None, chosen: bool
+) -> None:
     sides = (("train", "training (mean over the epoch)", BLUE), ("val", "validation", ORANGE))
     for side, label, colour in sides:
         points = [(row["epoch"] + 1, row[f"{side}_{name}"]) for row in rows if f"{side}_{name}" in row]
@@ -92,7 +95,7 @@ def _plot_curves(axes: Axes, rows: Sequence[dict[str, float]], name: str, best_e
             axes.plot(*zip(*points, strict=True), marker=".", color=colour, label=label)
             best = [value for epoch, value in points if side == "val" and epoch - 1 == best_epoch]
             if best and best_epoch is not None:
-                circle = f"best epoch: {best_epoch + 1}"
+                circle = f"{'best' if chosen else 'last'} epoch: {best_epoch + 1}"
                 axes.plot(best_epoch + 1, best[0], "o", color="black", mfc="none", ms=11, label=circle)
     staged = [row for row in rows if "stage" in row]
     for before, after in pairwise(staged):

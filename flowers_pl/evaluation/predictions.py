@@ -6,11 +6,10 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from flowers_pl.core.columns import class_columns
 from flowers_pl.core.files import write_csv
 from flowers_pl.core.text import printable, text_width
 from flowers_pl.data.batches import Prediction
-
-RESERVED = ("path", "label", "unlike", "unknown", "error")  # columns that are not those of a class
 
 
 class Row(NamedTuple):
@@ -55,7 +54,7 @@ def prediction_rows(
 def write_predictions(file: str | os.PathLike[str], rows: Sequence[Row], class_names: Sequence[str]) -> None:
     """Write the columns path, label, a probability per class, unlike and unknown where known, and error.
 
-    A class whose name is that of another column has the column `class:NAME`.
+    Classes have the columns of `class_columns`.
     """
     scored = any(row.unlike is not None for row in rows)
     header = [
@@ -77,22 +76,6 @@ def write_predictions(file: str | os.PathLike[str], rows: Sequence[Row], class_n
         for row in rows
     )
     write_csv(file, header, cells)
-
-
-def class_columns(class_names: Sequence[str]) -> list[str]:
-    """Return the names of the classes' columns, no two of them the same.
-
-    >>> class_columns(["daisy", "unknown"])
-    ['daisy', 'class:unknown']
-    """
-    columns = {name: name for name in class_names if name not in RESERVED}
-    for name in class_names:
-        if name in RESERVED:
-            column = f"class:{name}"
-            while column in columns:  # a class may be called that
-                column = f"class:{column}"
-            columns[name] = column
-    return [columns[name] for name in class_names]
 
 
 def _novelty(row: Row) -> tuple[str, str]:

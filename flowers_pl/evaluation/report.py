@@ -14,7 +14,7 @@ import numpy as np
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.text import printable, text_width
-from flowers_pl.evaluation.calibration import BINS, Bins, bin_predictions
+from flowers_pl.evaluation.calibration import BINS, Bins, Recalibration, bin_predictions, recalibration
 
 LEVEL = 95  # per cent, of the intervals
 CAUTION = "These images also chose the checkpoint, so the results are slightly optimistic."
@@ -37,6 +37,7 @@ class Report:
         intervals: 95 % intervals (low, high) of "accuracy" and "macro_f1".
         evaluated_on: which images these were, in words that can follow a number.
         chose_checkpoint: whether these images chose the epoch that was kept.
+        recalibration: what the model's temperature changes; None where it has none.
     """
 
     classes: tuple[str, ...]
@@ -47,6 +48,7 @@ class Report:
     intervals: dict[str, tuple[float, float]]
     evaluated_on: str
     chose_checkpoint: bool
+    recalibration: Recalibration | None = None
 
     @property
     def num_images(self) -> int:
@@ -113,6 +115,13 @@ class Report:
         yield f"top-2 accuracy     {self.top2_accuracy:.4f}"
         yield f"cross-entropy      {self.nll:.4f}"
         yield f"calibration error  {self.ece:.4f}  (ECE, {BINS} bins; 0 is best)"
+        if self.recalibration is not None:
+            temperature, before, after, _ = self.recalibration
+            fitted_on = "these" if self.recalibration.fitted_here else "other"
+            yield (
+                f"In {BINS} bins of equal mass it is {after:.4f}; it was {before:.4f} before the temperature"
+                f" of {temperature:.3f}, fitted on {fitted_on} images."
+            )
         yield self._margin()
 
     def _class_metrics(self) -> Iterator[tuple[str, float, float, float, int]]:
@@ -148,6 +157,7 @@ class Report:
             "top2_accuracy": self.top2_accuracy,
             "nll": self.nll,
             "ece": self.ece,
+            **({} if self.recalibration is None else {"calibration": self.recalibration._asdict()}),
             "intervals": {name: list(interval) for name, interval in self.intervals.items()},
             "classes": list(self.classes),
             "per_class": {
@@ -168,6 +178,8 @@ def evaluate(
     *,
     evaluated_on: str = "images",
     chose_checkpoint: bool = False,
+    temperature: float | None = None,
+    fitted_here: bool = False,
 ) -> Report:
     """Compare predictions with the truth.
 
@@ -187,6 +199,8 @@ def evaluate(
         resamples: number of bootstrap samples.
         evaluated_on: which images these are, in words that can follow a number: "validation images".
         chose_checkpoint: whether these images chose the epoch that was kept.
+        temperature: what the model's logits were divided by, where it is calibrated.
+        fitted_here: whether the temperature was fitted on these images.
 
     Raises:
         FlowersError: there are no images, or the model's output is not finite.
@@ -198,16 +212,20 @@ def evaluate(
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(confusion, (labels, predictions), 1)
     likeliest = np.argsort(-probabilities, axis=1, kind="stable")[:, :2]
+    correct, changed = predictions == labels, None
+    if temperature is not None:
+        changed = recalibration(probabilities, correct, temperature, fitted_here)
     of_truth = probabilities[np.arange(len(labels)), labels]
     return Report(
         classes=tuple(classes),
         confusion=confusion,
         top2_accuracy=float((likeliest == labels[:, None]).any(1).mean()),
         nll=float(-np.log(np.maximum(of_truth, np.finfo(np.float32).tiny)).mean()),
-        bins=bin_predictions(probabilities.max(1), predictions == labels),
+        bins=bin_predictions(probabilities.max(1), correct),
         intervals=_intervals(confusion, seed, resamples),
         evaluated_on=evaluated_on,
         chose_checkpoint=chose_checkpoint,
+        recalibration=changed,
     )
 
 

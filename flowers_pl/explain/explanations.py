@@ -79,7 +79,7 @@ def explain_photos(
     squares = torch.stack([resize_photo(photo, model.image_size) for photo in photos])
     with copied_network(model) as (network, _), torch.no_grad():
         batches = torch.split(normalised(model, squares), BATCH)
-        shares = torch.cat([network(batch).softmax(1) for batch in batches]).cpu().numpy()
+        shares = torch.cat([model.probabilities(batch, network) for batch in batches]).cpu().numpy()
     targets = shares.argmax(1).tolist() if target is None else [model.classes.index(target)] * len(photos)
     heats = class_activation_maps(model, squares, targets, method, layer)
     known = [None] * len(photos) if truths is None else truths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,9 @@ from flowers_pl.core.text import printable
 from flowers_pl.data.folder import TRAIN, VAL
 from flowers_pl.data.split import Placed
 
+LATER = {  # settings that checkpoints of 0.1.0 lack
+    "top_head_lr": None, "layer_decay": 1.0, "warmup": 0.0, "schedule": "constant",
+}  # fmt: skip
 TO_FILL_IN = "**to be filled in**"
 MEASURES = {
     "accuracy": "accuracy",
@@ -83,10 +87,36 @@ def model_card(
         weights=PurePath(settings["weights"] or "").name,
         stage=facts["stage"],
         average=facts.get("average"),
+        temperature=facts.get("temperature"),
+        flip_test=settings.get("flip_test", False),
+        refit_of=facts.get("refit_of"),
+        own=results != (facts.get("refit_of") or {}).get("results"),
         **{name: settings[name] for name in ("head_lr", "top_lr", "dropout", "seed")},
+        **{name: settings.get(name, default) for name, default in LATER.items()},
+        optimizer="AdamW" if settings.get("weight_decay") else "Adam",
         results=results,
         measures=list(_measures(results or {})),
     )
+
+
+def sealed(card: str) -> str:
+    """Add a line to a card by which `is_sealed` tells whether a person has changed it since.
+
+    >>> card = sealed("# Roses\\n")
+    >>> is_sealed(card), is_sealed(card.replace("Roses", "Tulips"))
+    (True, False)
+    """
+    return f"{card}\n<!-- flowers_pl wrote this card: {_digest(card)} -->\n"
+
+
+def is_sealed(card: str) -> bool:
+    """Say whether a card is as `sealed` returned it, but for white space, which editors change."""
+    body, _, seal = card.rstrip().rpartition("\n")
+    return seal == f"<!-- flowers_pl wrote this card: {_digest(body)} -->"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(" ".join(text.split()).encode(errors="replace"), digest_size=8).hexdigest()
 
 
 def _as_text(name: str) -> str:

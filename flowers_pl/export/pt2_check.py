@@ -27,7 +27,7 @@ _EXPRESSION = re.compile(
 )
 _OPERATOR = re.compile(
     r"torch\.ops\.aten\.(_assert_tensor_metadata|to|_to_copy|_upsample_bilinear2d_aa|add|sub|div|floor|clamp"
-    r"|conv2d|batch_norm|hardtanh_?|relu6_?|mean|linear|softmax)\.\w+"
+    r"|conv2d|batch_norm|hardtanh_?|relu6_?|mean|linear|softmax|flip|cat|unflatten|transpose)\.\w+"
 )
 
 

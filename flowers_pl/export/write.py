@@ -22,6 +22,7 @@ import flowers_pl
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import replacing
 from flowers_pl.data.decoding import resize_photo
+from flowers_pl.network.answers import final_logits
 from flowers_pl.training.classifier import FlowerClassifier
 
 OPSET = 20  # Resize knows antialias from 18 on
@@ -33,7 +34,7 @@ FREE = {0: Dim("batch", min=1), 2: Dim("height", min=1), 3: Dim("width", min=1)}
 
 
 class Deployable(nn.Module):
-    """Resize, normalise and classify decoded photos in one module, as `FlowerClassifier` does.
+    """Resize, normalise and classify decoded photos in one module, as `FlowerClassifier.probabilities` does.
 
     Args:
         model: is copied to the CPU, in evaluation mode.
@@ -43,11 +44,17 @@ class Deployable(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(model.network).cpu().eval().requires_grad_(False)
         self.image_size = model.image_size
+        self.flip_test, self.temperature = model.flip_test, model.temperature
 
     def forward(self, photos: Tensor) -> Tensor:
         """Return probabilities, float32 (N, classes), of photos, uint8 (N, 3, H, W), RGB, of any size."""
-        logits: Tensor = self.network(resize_photo(photos, self.image_size))
-        return logits.softmax(1)
+        resized = resize_photo(photos, self.image_size)
+        if self.flip_test:
+            both = self.network(torch.cat([resized, resized.flip(3)]))  # in one pass: the graph stays small
+            logits = both.unflatten(0, (2, -1)).transpose(0, 1)
+        else:
+            logits = self.network(resized)
+        return final_logits(logits, self.temperature).softmax(1)
 
 
 def metadata(model: FlowerClassifier) -> dict[str, str]:

@@ -15,6 +15,10 @@ from flowers_pl.network.fast_frozen import FrozenPart, fused_conv, pool
 from flowers_pl.network.fast_layers import ConvNorm, conv_norms, geometry
 from flowers_pl.network.mobilenet import FlowerNet
 
+# The gradient of a depthwise convolution of stride 1 is a convolution with the flipped kernel. From this many
+# pixels a map on oneDNN's forward operator is faster than its backward one, by up to 2.5 times.
+LARGE_MAPS = 100
+
 
 class TrainedPart:
     """The part of a network that follows its frozen part, on the network's own parameters.
@@ -105,8 +109,8 @@ class _ConvNormRelu(torch.autograd.Function):
         if not len(maps):  # a rank without a photo in a short batch: torch's own backward fails (2.14)
             return *(torch.zeros_like(value) for value in (maps, weight, scale, scale)), None, None
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
-        if layer.relu:
-            gradient = torch.ops.aten.hardtanh_backward(gradient, output, 0, 6)
+        if layer.relu:  # in place: only the next convolution of the block has made this gradient
+            torch.ops.aten.hardtanh_backward.grad_input(gradient, output, 0, 6, grad_input=gradient)
         d_maps, d_folded = _conv_backward(gradient, maps, folded, layer.conv, to_maps, to_weight or to_gain)
         d_weight = d_gain = d_shift = None
         if to_gain or to_shift:
@@ -144,12 +148,35 @@ def _conv_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Compute a convolution's gradients; those of a pointwise one as matrix products, a tenth faster."""
     stride, padding, groups = geometry(conv)
-    if conv.kernel_size != (1, 1) or stride != [1, 1]:
-        d_maps, d_weight, _ = torch.ops.aten.convolution_backward(
-            gradient, maps, weight, None, stride, padding, [1, 1], False, [0, 0], groups,
-            [to_maps, to_weight, False],
-        )  # fmt: skip
-        return d_maps, d_weight
+    if conv.kernel_size == (1, 1) and stride == [1, 1]:
+        return _pointwise_backward(gradient, maps, weight, to_maps, to_weight)
+    if groups > 1 and to_maps and gradient.device.type == "cpu":
+        if stride == [1, 1] and gradient.shape[2] * gradient.shape[3] >= LARGE_MAPS:
+            flipped = weight.flip(2, 3).contiguous(memory_format=torch.channels_last)
+            d_maps = F.conv2d(gradient, flipped, None, 1, padding, 1, groups)
+            return d_maps, _library_backward(gradient, maps, weight, conv, False, to_weight)[1]
+        if stride != [1, 1] and gradient.dtype == torch.bfloat16:  # 40 times as fast as in bfloat16
+            wide = _library_backward(gradient.float(), maps.float(), weight.float(), conv, True, to_weight)
+            return cast(Tensor, wide[0]).to(gradient.dtype), None if wide[1] is None else wide[1].to(
+                gradient.dtype
+            )
+    return _library_backward(gradient, maps, weight, conv, to_maps, to_weight)
+
+
+def _library_backward(
+    gradient: Tensor, maps: Tensor, weight: Tensor, conv: nn.Conv2d, to_maps: bool, to_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    stride, padding, groups = geometry(conv)
+    d_maps, d_weight, _ = torch.ops.aten.convolution_backward(
+        gradient, maps, weight, None, stride, padding, [1, 1], False, [0, 0], groups,
+        [to_maps, to_weight, False],
+    )  # fmt: skip
+    return d_maps, d_weight
+
+
+def _pointwise_backward(
+    gradient: Tensor, maps: Tensor, weight: Tensor, to_maps: bool, to_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
     rows = gradient.permute(0, 2, 3, 1).flatten(0, 2)
     d_maps = d_weight = None
     if to_maps:

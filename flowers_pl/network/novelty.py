@@ -56,13 +56,18 @@ class Novelty:
             training: pooled features, float (N, C).
             held_out: those of validation photos, float (M, C).
         """
+        plane = cls.of_plane(training)
+        limit = float(np.quantile(plane(held_out.cpu()).numpy(), QUANTILE))
+        return cls(plane.mean, plane.axes, max(limit, 1e-6))
+
+    @classmethod
+    def of_plane(cls, training: Tensor) -> Novelty:
+        """Fit the plane alone to pooled features, float (N, C); the score is the distance itself."""
         units = F.normalize(training.double()).cpu()
         mean = units.mean(0)
         _, _, rows = torch.linalg.svd(units - mean, full_matrices=False)  # the longest axes first
         axes = rows[: min(NUM_AXES, max(1, len(units) // 2))].T
-        plane = cls(mean.float(), axes.float().contiguous(), 1.0)
-        limit = float(np.quantile(plane(held_out.cpu()).numpy(), QUANTILE))
-        return cls(plane.mean, plane.axes, max(limit, 1e-6))
+        return cls(mean.float(), axes.float().contiguous(), 1.0)
 
     def state(self) -> dict[str, Any]:
         """Return the fields in plain types, for a checkpoint."""

@@ -14,11 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import MobileNet_V2_Weights
+from torchvision.models import MobileNet_V2_Weights, WeightsEnum
 
 from flowers_pl.core.errors import FlowersError
 
 PREFIX = "features."  # of the backbone in torchvision's layout; the rest is the ImageNet classifier
+OPTION, NETWORK = "--model.weights", "torchvision's mobilenet_v2"
+
+
+class NotDownloadedError(FlowersError):
+    """Weights that are known by name are not on this machine, and cannot be downloaded."""
 
 
 def load_weights(backbone: nn.Sequential, weights: str) -> None:
@@ -44,15 +49,17 @@ def load_weights(backbone: nn.Sequential, weights: str) -> None:
     >>> torch.equal(network.backbone[0][0].weight, pretrained.features[0][0].weight)
     True
     """
-    named = weights in MobileNet_V2_Weights.__members__
-    state = _download(weights) if named else _read(Path(weights))
-    state = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-    if faults := _faults(backbone.state_dict(), state):
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise FlowersError(
-            f"--model.weights: {weights!r} does not fit torchvision's mobilenet_v2:"
-            f" {'; '.join(faults[:3])}{more}; give a state_dict of that network."
+    if weights in MobileNet_V2_Weights.__members__:
+        state = download(
+            MobileNet_V2_Weights[weights],
+            OPTION,
+            "give the path of a copy of that file, or null to train without pretrained weights",
         )
+    else:
+        check_weights(weights)
+        state = read_state(Path(weights), OPTION, NETWORK)
+    state = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+    check_state(backbone.state_dict(), state, OPTION, weights, NETWORK, PREFIX)
     backbone.load_state_dict(state)
 
 
@@ -93,26 +100,34 @@ def read_tensors(file: Path) -> Any:
         raise ValueError("it is damaged, or was not written by torch.save") from error
 
 
-def _download(name: str) -> Mapping[str, Tensor]:
-    """Read torchvision's weights from torch's cache; download what is missing or damaged there."""
-    url = MobileNet_V2_Weights[name].url
-    file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+def download(weights: WeightsEnum, option: str, way_out: str) -> Mapping[str, Tensor]:
+    """Read torchvision's weights from torch's cache; download what is missing or damaged there.
+
+    Args:
+        weights: torchvision's name for them.
+        option: that asked for them, for the message.
+        way_out: what to do where they cannot be downloaded, for the message.
+
+    Raises:
+        FlowersError: they cannot be downloaded.
+    """
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     digest = re.search(r"-([0-9a-f]+)\.", file.name)
     assert digest is not None
     if _sha256(file).startswith(digest[1]):
-        return _read(file)
+        return read_state(file, option, weights.name)
     try:
         with tempfile.TemporaryDirectory() as scratch:
             if not _is_writable(file.parent):
                 file = Path(scratch, file.name)
-            torch.hub.download_url_to_file(url, str(file), digest[1])
-            return _read(file)
+            torch.hub.download_url_to_file(weights.url, str(file), digest[1])
+            return read_state(file, option, weights.name)
     except (OSError, RuntimeError, HTTPException) as error:
         damaged = f"; delete {str(file)!r}, which is damaged" if file.exists() else ""
         reason = " ".join(str(error).split())
-        raise FlowersError(
-            f"--model.weights: {name} could not be downloaded from {url} ({reason}){damaged}; give the path"
-            " of a copy of that file, or null to train without pretrained weights."
+        raise NotDownloadedError(
+            f"{option}: {weights.name} could not be downloaded from {weights.url} ({reason}){damaged};"
+            f" {way_out}."
         ) from error
 
 
@@ -136,21 +151,29 @@ def _is_writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
-def _read(file: Path) -> Mapping[str, Tensor]:
-    check_weights(str(file))
-    wanted = "give a state_dict of torchvision's mobilenet_v2."
+def read_state(file: Path, option: str, network: str) -> Mapping[str, Tensor]:
+    """Read a state_dict from a file; nothing in it is executed.
+
+    Args:
+        file: written by torch.save.
+        option: that named it, for the message.
+        network: that it should be of, for the message.
+
+    Raises:
+        FlowersError: it cannot be read, or holds something else.
+    """
+    wanted = f"give a state_dict of {network}."
     try:
         state = read_tensors(file)
     except pickle.UnpicklingError as error:
         raise FlowersError(
-            f"--model.weights: {str(file)!r} holds more than tensors, and loading that could run code;"
-            f" {wanted}"
+            f"{option}: {str(file)!r} holds more than tensors, and loading that could run code; {wanted}"
         ) from error
     except ValueError as error:
-        raise FlowersError(f"--model.weights: {str(file)!r} cannot be used: {error}; {wanted}") from error
+        raise FlowersError(f"{option}: {str(file)!r} cannot be used: {error}; {wanted}") from error
     if isinstance(state, Mapping) and "state_dict" in state:
         raise FlowersError(
-            f"--model.weights: {str(file)!r} is a training checkpoint, not a state_dict; give pretrained"
+            f"{option}: {str(file)!r} is a training checkpoint, not a state_dict; give pretrained"
             " weights, or resume that run with --ckpt_path."
         )
     plain = isinstance(state, Mapping) and all(
@@ -158,18 +181,47 @@ def _read(file: Path) -> Mapping[str, Tensor]:
     )
     if not plain:
         raise FlowersError(
-            f"--model.weights: {str(file)!r} holds no state_dict; write one with"
+            f"{option}: {str(file)!r} holds no state_dict; write one with"
             " torch.save(model.state_dict(), path)."
         )
     return state
 
 
-def _faults(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+def check_state(
+    expected: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    option: str,
+    name: str,
+    network: str,
+    prefix: str = "",
+) -> None:
+    """Check that a state_dict fits a network.
+
+    Args:
+        expected: the network's own.
+        given: what is to be loaded.
+        option: that named it, for the message.
+        name: of the weights, for the message.
+        network: for the message.
+        prefix: of the keys, for the message.
+
+    Raises:
+        FlowersError: it does not; the message names the keys.
+    """
+    if faults := _faults(expected, given, prefix):
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise FlowersError(
+            f"{option}: {name!r} does not fit {network}: {'; '.join(faults[:3])}{more}; give a state_dict of"
+            " that network."
+        )
+
+
+def _faults(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], prefix: str) -> list[str]:
     """List what does not fit, one phrase for each key."""
-    faults = [f"{PREFIX}{key} is missing" for key in expected if key not in given]
-    faults += [f"{PREFIX}{key} is not known" for key in given if key not in expected]
+    faults = [f"{prefix}{key} is missing" for key in expected if key not in given]
+    faults += [f"{prefix}{key} is not known" for key in given if key not in expected]
     pairs = {key: (value, given[key]) for key, value in expected.items() if key in given}
-    return faults + [f"{PREFIX}{key} {fault}" for key, pair in pairs.items() if (fault := _fault(*pair))]
+    return faults + [f"{prefix}{key} {fault}" for key, pair in pairs.items() if (fault := _fault(*pair))]
 
 
 def _fault(expected: Tensor, given: Tensor) -> str:

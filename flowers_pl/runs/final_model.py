@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import read_json, replacing, write_json
-from flowers_pl.core.names import CARD, EXPORTS, KEY, LEFT_OUT, SPLIT, TEST_JSON
+from flowers_pl.core.names import CARD, EXPORTS, KEY, LEFT_OUT, NEW_CARD, SPLIT, TEST_JSON
 from flowers_pl.core.system import processor
 from flowers_pl.core.text import plural
 from flowers_pl.data.batches import Prediction
@@ -68,7 +68,8 @@ def write_final(
 ) -> None:
     """Export a model, compare it with its checkpoint, and write its card.
 
-    It is compared on validation photos, or on generated images where none of the photos can be read.
+    It is compared on validation photos, which are training photos too in a refit, or on generated images
+    where none of the photos can be read.
 
     Args:
         model: the trained model.
@@ -93,12 +94,14 @@ def write_final(
         raise FlowersError(NO_PHOTOS)
     log.info("Writing %s and comparing it with %s …", file, ckpt)
     (export_onnx if file.suffix == ".onnx" else export_torch)(model, file)
-    validating = [photo.path for photo in placed if photo.side == VAL]
-    checked = validating[:: max(1, len(validating) // most)] if most else validating
+    side, called = (VAL, "validation image") if model.refit is None else (TRAIN, "training image")
+    compared = [photo.path for photo in placed if photo.side == side]
+    checked = compared[:: max(1, len(compared) // most)] if most else compared
     exported = Exported.open(file)
-    agreement = check_export(exported, model, (photo for _, photo in _photos_there(root, checked)))
+    photos = (photo for _, photo in _photos_there(root, checked))
+    agreement = check_export(exported, model, photos, called)
     if not agreement.photos:
-        log.warning("No validation photo is below %r, so %s is checked on generated images.", str(root), file)
+        log.warning("No %s is below %r, so %s is checked on generated images.", called, str(root), file)
         agreement = check_export(exported, model, generated_images(), "generated image")
     agreement.verify()
     files = {file.name: f"{agreement}; checked on {processor()}"}
@@ -152,7 +155,8 @@ def write_card(
 ) -> None:
     """Write the model card of a checkpoint and of all that was exported from it.
 
-    What was measured of other weights than the checkpoint's is left out of the card and named in the log.
+    What was measured of other weights than the checkpoint's is left out of the card and named in the log. A
+    card that a person has changed is kept, and the new one is written beside it.
 
     Args:
         folder: where it goes, beside the exported files.
@@ -161,10 +165,10 @@ def write_card(
         files: what is new: from a file's name to what was measured of it.
         results: of this checkpoint, for this and later cards where `test` has none.
     """
-    from flowers_pl.export.model_card import model_card
+    from flowers_pl.export.model_card import model_card, sealed
 
     checkpoint, listed = read_checkpoint(ckpt), folder / EXPORTS
-    step = checkpoint["global_step"]
+    step, refit = checkpoint["global_step"], checkpoint[KEY].get("refit_of")
     before = _read_known(listed, step=int, files=dict)
     tested = _read_known(ckpt.parent / TEST_JSON, judged=str, photos=int)
     if before.get("step", step) != step:
@@ -176,7 +180,7 @@ def write_card(
         log.warning("%s is of other weights than %s; run 'test' again.", ckpt.parent / TEST_JSON, ckpt)
         tested = {}
     every = {**before.get("files", {}), **files}
-    results = results or before.get("results")
+    results = results or before.get("results") or (refit and refit["results"])
     written = {"step": step, "files": every, "results": results}
     write_json(listed, written)
     card = model_card(
@@ -187,8 +191,38 @@ def write_card(
         tested or results,
         every,
     )
-    with replacing(folder / CARD) as unfinished:
-        unfinished.write_text(card, encoding="utf-8")
+    with replacing(_place_of_card(folder)) as unfinished:
+        unfinished.write_text(sealed(card), encoding="utf-8")
+
+
+def _place_of_card(folder: Path) -> Path:
+    """Return where a new card goes: not over one that a person has changed, for example filled in."""
+    from flowers_pl.export.model_card import is_sealed
+
+    card = folder / CARD
+    if not card.is_file() or is_sealed(card.read_text(encoding="utf-8", errors="replace")):
+        return card
+    log.warning(
+        "%s was changed by hand, so it is kept, and the new card is %s; copy what you need.",
+        card, folder / NEW_CARD,
+    )  # fmt: skip
+    return folder / NEW_CARD
+
+
+def results_of(ckpt: Path) -> dict[str, Any] | None:
+    """Return how a checkpoint was evaluated, by `test` or else at the end of its run: the numbers for a card,
+    and what they were measured on; None where that is not known."""
+    folder, step = ckpt.parent, read_checkpoint(ckpt)["global_step"]
+    tested = _read_known(folder / TEST_JSON, judged=str, photos=int)
+    exported = _read_known(folder / EXPORTS, step=int, files=dict)
+    for source, results in ((tested, tested), (exported, exported.get("results"))):
+        if results and source.get("step", step) == step:
+            return {
+                name: value
+                for name, value in results.items()
+                if name == "intervals" or isinstance(value, str | int | float)
+            }
+    return None
 
 
 class Judgement(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch import Tensor
 from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import read_csv
 from flowers_pl.core.names import KEY, SPLIT
-from flowers_pl.core.text import printable
+from flowers_pl.core.text import nfc, printable
+from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.decoding import UnreadablePhoto, read_photo
+from flowers_pl.data.folder import TRAIN, VAL
 from flowers_pl.data.split import HEADER, Placed
-from flowers_pl.training.checkpoint_files import read_checkpoint
+from flowers_pl.training.checkpoint_files import read_checkpoint, unusable
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,8 @@ def settings_of(ckpt: Path, facts: dict[str, Any] | None = None) -> dict[str, An
         facts: `checkpoint["flowers_pl"]`, where it has been read already.
     """
     data = dict((facts or read_checkpoint(ckpt)[KEY])["data"])
+    if unknown := sorted(data.keys() - signature(FlowersDataModule).parameters.keys()):
+        raise unusable(ckpt, f"{KEY}.data.{unknown[0]} is not known")
     split = ckpt.parent / SPLIT
     return data | ({"split": str(split), "exclude": None} if split.is_file() else {})
 
@@ -39,14 +44,23 @@ def split_of(ckpt: Path) -> list[Placed]:
     """Return the split of a run.
 
     Raises:
-        FlowersError: there is none.
+        FlowersError: there is none, or it is not of this run.
     """
     file = ckpt.parent / SPLIT
     if not file.is_file():
         raise FlowersError(
             f"{str(file)!r} is missing, so the validation photos are not known; give --images."
         )
-    return [Placed(*(row[name] for name in HEADER)) for row in rows_of(file, HEADER)]
+    placed = [Placed(*(row[name] for name in HEADER)) for row in rows_of(file, HEADER)]
+    classes = read_checkpoint(ckpt)[KEY]["classes"]
+    for column, known, cells in (
+        ("label", {nfc(name) for name in classes}, [nfc(photo.label) for photo in placed]),
+        ("side", {TRAIN, VAL}, [photo.side for photo in placed]),
+    ):
+        if unknown := sorted(set(cells) - known):
+            raise _not_as_written(file, f"{column} {unknown[0]!r}")
+    names = {nfc(name): name for name in classes}
+    return [photo._replace(label=names[nfc(photo.label)]) for photo in placed]
 
 
 def rows_of(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -63,9 +77,11 @@ def rows_of(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         return read_csv(file, columns) if file.is_file() else []
     except (OSError, csv.Error, LookupError, UnicodeError) as error:
         why = reason_of(error) if not isinstance(error, LookupError) else f"no column {error.args[0]!r}"
-        raise FlowersError(
-            f"{str(file)!r} is not as the run wrote it ({why}); restore it or move it away."
-        ) from error
+        raise _not_as_written(file, why) from error
+
+
+def _not_as_written(file: Path, why: str) -> FlowersError:
+    return FlowersError(f"{str(file)!r} is not as the run wrote it ({why}); restore it or move it away.")
 
 
 def readable_photos(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Tensor]]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from flowers_pl.core.errors import reason_of
 from flowers_pl.core.files import write_json
-from flowers_pl.core.names import CURVES, METRICS, PLOTS, PREDICTIONS, TEST_JSON, TEST_TEXT
+from flowers_pl.core.names import CURVES, KEY, METRICS, PLOTS, PREDICTIONS, TEST_JSON, TEST_TEXT
 from flowers_pl.core.text import printable
 from flowers_pl.data.batches import Prediction
 from flowers_pl.data.datamodule import FlowersDataModule
@@ -22,6 +22,7 @@ from flowers_pl.data.folder import Photo
 from flowers_pl.evaluation import figures
 from flowers_pl.evaluation.predictions import prediction_rows, write_predictions
 from flowers_pl.evaluation.report import Report, evaluate
+from flowers_pl.network.answers import Temperature
 from flowers_pl.runs.folder import readable_photos
 from flowers_pl.runs.tables import read_table
 from flowers_pl.runs.tensorboard import has_tensorboard
@@ -55,9 +56,15 @@ def log_pictures(folder: Path) -> None:
             writer.add_image(printable(file.stem), pixels, dataformats="HWC")
 
 
-def draw_curves(run: Path, best_epoch: int) -> None:
-    """Draw `plots/training_curves.png` of a run from its metrics.csv."""
-    save_figure(figures.training_curves(read_table(run / METRICS), best_epoch), run / CURVES)
+def draw_curves(run: Path, best_epoch: int, chosen: bool = True) -> None:
+    """Draw `plots/training_curves.png` of a run from its metrics.csv.
+
+    Args:
+        run: the folder.
+        best_epoch: the epoch that was kept.
+        chosen: whether it was kept for its validation loss, and not because it was the last one.
+    """
+    save_figure(figures.training_curves(read_table(run / METRICS), best_epoch, chosen), run / CURVES)
     log_pictures(run / PLOTS)
 
 
@@ -84,16 +91,20 @@ def write_report(
             log.warning("Left out: %s (%s).", printable(row.path), row.error)
     photo_of = {photo.path: photo for photo in data.reported_photos}  # the Trainer may have left some out
     readable = [(photo_of[row.path], row) for row in rows if not row.error]
+    checkpoint = read_checkpoint(ckpt)
+    temperature = Temperature.from_state(checkpoint[KEY].get("temperature"))
     report = evaluate(
         np.array([row.probabilities for _, row in readable]),
         np.array([class_names.index(photo.label) for photo, _ in readable]),
         class_names,
         evaluated_on=validation_images(data) if data.test_root is None else f"images of {data.test_root}",
-        chose_checkpoint=data.test_root is None,
+        chose_checkpoint=data.test_root is None and checkpoint[KEY]["stage"].get("chooses", True),
+        temperature=None if temperature is None else temperature.value,
+        fitted_here=data.test_root is None,
     )
     write_predictions(run / PREDICTIONS, rows, class_names)
-    checkpoint = {"checkpoint": str(ckpt), "step": read_checkpoint(ckpt)["global_step"]}
-    write_json(run / TEST_JSON, checkpoint | report.as_dict())
+    origin = {"checkpoint": str(ckpt), "step": checkpoint["global_step"]}
+    write_json(run / TEST_JSON, origin | report.as_dict())
     (run / TEST_TEXT).write_text(report.text() + "\n", encoding="utf-8")
     mistakes = [
         (photo, row.label, max(row.probabilities)) for photo, row in readable if photo.label != row.label

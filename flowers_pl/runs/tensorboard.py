@@ -96,16 +96,18 @@ class LogPredictions(L.Callback):
         """Draw the figures that are due."""
         epoch = trainer.current_epoch + 1
         due = not _fitting(trainer) or epoch == 1 or epoch % EVERY_N_EPOCHS == 0
+        due &= self._predictions.shape[1] > 0  # a refit validates nothing
         if trainer.sanity_checking or not due or not isinstance(pl_module, FlowerClassifier):
             return
         predictions = trainer.strategy.reduce(self._predictions, reduce_op="sum")
         if _writers(trainer):
             assert isinstance(predictions, Tensor)
-            _add_figures(trainer, self._figures(trainer, pl_module.classes, predictions.cpu().numpy()))
+            _add_figures(trainer, self._figures(trainer, pl_module, predictions.cpu().numpy()))
 
     def _figures(
-        self, trainer: L.Trainer, class_names: list[str], predictions: np.ndarray
+        self, trainer: L.Trainer, module: FlowerClassifier, predictions: np.ndarray
     ) -> dict[str, Figure]:
+        class_names = module.classes
         photos = trainer.datamodule.val_photos  # type: ignore[attr-defined]  # set by Lightning
         rows = np.flatnonzero(predictions[0])
         truths, predicted = photos.labels[rows], predictions[0, rows].astype(int) - 1
@@ -124,7 +126,8 @@ class LogPredictions(L.Callback):
             predictions[1, rows[shown]].tolist(),
             total=len(wrong),
         )
-        matrices = confusion_matrix(matrix, class_names, "Best epoch")
+        title = f"{'Best' if module.stage.chooses else 'Last'} epoch"
+        matrices = confusion_matrix(matrix, class_names, title)
         return {"best/confusion_matrix": matrices, "best/misclassified": mistakes}
 
 
@@ -149,7 +152,8 @@ class LogGradCam(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the heat maps if they are due."""
-        due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        there = len(trainer.datamodule.val_photos) > 0  # type: ignore[attr-defined]  # set by Lightning
+        due = there and self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if _fitting(trainer) and not trainer.sanity_checking and due and _writers(trainer):
             _add_figures(trainer, {"val/grad_cam": self._figure(trainer, pl_module)})
 

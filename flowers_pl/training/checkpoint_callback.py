@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from flowers_pl.core.signals import StopSignals
 from flowers_pl.data.batches import Batch
 from flowers_pl.training.checkpoint_files import copy_checkpoint, read_checkpoint, remove_leftovers
 from flowers_pl.training.metrics import SideMetrics
+from flowers_pl.training.stage import Stage
 
 log = logging.getLogger(__name__)
 MIDDLE = f"{KEY}_inside_epoch"  # the key that only a checkpoint saved inside an epoch has
@@ -30,9 +32,10 @@ NOTHING_LEFT = (
 class RunCheckpoints(Checkpoint):
     """Saves the best and the last state of a run: `best.ckpt` and `last.ckpt`.
 
-    The best has the lowest validation loss of the whole run, over both stages. Both are written at the end of
-    validation. Lightning resumes exactly from there and from the end of a batch that is not its epoch's last,
-    but not from between an epoch's last batch and the end of its validation. Where --trainer.max_steps or
+    The best has the lowest validation loss of the whole run, over both stages. Where the learning rates fall
+    to zero over a stage, and in a refit, it is the last one too. Both are written at the end of validation.
+    Lightning resumes exactly from there and from the end of a batch that is not its epoch's last, but not
+    from between an epoch's last batch and the end of its validation. Where --trainer.max_steps or
     --trainer.max_time ends a run inside an epoch, `last.ckpt` is written there.
 
     Args:
@@ -106,8 +109,8 @@ class RunCheckpoints(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking or _is_trial(trainer):
             return
-        loss = float(trainer.callback_metrics["val_loss"])
-        if better := loss < self.best_loss:
+        loss = float(trainer.callback_metrics.get("val_loss", math.inf))  # a refit has none
+        if better := loss < self.best_loss or not _chooses(pl_module):
             self.best_loss, self.best_epoch = loss, trainer.current_epoch
         best, last = self.path(trainer, BEST), self.path(trainer, LAST)
         if better:
@@ -234,6 +237,12 @@ def _batches(trainer: L.Trainer) -> dict[str, int | str]:
         "seed": data.seed,
         "balance": data.balance,
     }
+
+
+def _chooses(module: L.LightningModule) -> bool:
+    """Return whether the validation loss chooses the epoch that is kept, and not the end of the schedule."""
+    stage = getattr(module, "stage", None)
+    return not isinstance(stage, Stage) or stage.chooses
 
 
 def _is_trial(trainer: L.Trainer) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from flowers_pl.network.weights import read_tensors
 # What every checkpoint has, and what it has under this project's key.
 ENTRIES = {KEY: dict, "state_dict": dict, "hyper_parameters": dict, "epoch": int, "global_step": int}
 OWN_ENTRIES = {"classes": list, "image_size": int, "mean": list, "std": list, "stage": dict, "data": dict}
+STAGE_ENTRIES = {"number": int, "first_epoch": int, "last": bool, "ended": bool}
+SETTINGS = dict.fromkeys(("weights", "dropout", "head_lr", "top_lr", "seed"), object)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -55,10 +58,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"--ckpt_path: {str(path)!r} is not a checkpoint of flowers_pl; give a best.ckpt or last.ckpt"
             " from its runs."
         )
-    if fault := _fault(checkpoint, ENTRIES) or _fault(checkpoint[KEY], OWN_ENTRIES, f"{KEY}."):
+    if fault := _fault(checkpoint, ENTRIES) or _fault_inside(checkpoint):
         raise unusable(path, fault)
-    if checkpoint[KEY]["image_size"] < 1:
-        raise unusable(path, f"image_size is {checkpoint[KEY]['image_size']}")
     return checkpoint
 
 
@@ -72,7 +73,7 @@ def unusable(path: str | os.PathLike[str], reason: object) -> FlowersError:
     )
 
 
-def _fault(entries: dict[str, Any], expected: dict[str, type], prefix: str = "") -> str:
+def _fault(entries: dict[str, Any], expected: Mapping[str, type], prefix: str = "") -> str:
     """Name the first entry that is missing or of another type; empty if there is none."""
     for name, kind in expected.items():
         if name not in entries:
@@ -80,6 +81,22 @@ def _fault(entries: dict[str, Any], expected: dict[str, type], prefix: str = "")
         if not isinstance(entries[name], kind):
             return f"{prefix}{name} is a {type(entries[name]).__name__}, not a {kind.__name__}"
     return ""
+
+
+def _fault_inside(checkpoint: dict[str, Any]) -> str:
+    """Name the first entry of this project's part that cannot be used; empty if there is none."""
+    own = checkpoint[KEY]
+    if fault := _fault(own, OWN_ENTRIES, f"{KEY}."):
+        return fault
+    if own["image_size"] < 1:
+        return f"image_size is {own['image_size']}"
+    if not all(isinstance(name, str) for name in own["classes"]):
+        return f"{KEY}.classes are not all texts"
+    return (
+        _fault(own["stage"], STAGE_ENTRIES, f"{KEY}.stage.")
+        or _fault(own["data"], {"root": str}, f"{KEY}.data.")
+        or _fault(checkpoint["hyper_parameters"], SETTINGS, "hyper_parameters.")
+    )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -140,10 +157,12 @@ def remove_leftovers(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def add_to_checkpoint(path: Path, part: dict[str, Any]) -> None:
-    """Rewrite a checkpoint, whole or not at all, with entries added to this project's part of it."""
+def add_to_checkpoint(path: Path, part: dict[str, Any], settings: dict[str, Any] | None = None) -> None:
+    """Rewrite a checkpoint, whole or not at all, with entries added to this project's part of it, and
+    `settings` to its hyper-parameters."""
     checkpoint = read_checkpoint(path)
     checkpoint[KEY] |= part
+    checkpoint["hyper_parameters"] |= settings or {}
     AtomicCheckpointIO().save_checkpoint(checkpoint, path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.batches import Batch, Prediction
+from flowers_pl.network.answers import MirroredPart, final_logits, with_mirror
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.fast_trained import TrainedPart
 from flowers_pl.network.mobilenet import IMAGENET_MEAN, IMAGENET_STD, start_from_nothing
@@ -22,7 +23,8 @@ from flowers_pl.network.weights import load_weights
 from flowers_pl.training.finite_loss import RequireFiniteLoss
 from flowers_pl.training.metrics import SideMetrics
 from flowers_pl.training.model import FlowerModel
-from flowers_pl.training.optimizer import learning_rate, make_optimizer
+from flowers_pl.training.optimizer import Rates, make_optimizer, parameter_groups, rates_of, set_rates
+from flowers_pl.training.schedule import Schedule, follows_length, rate_factor
 
 log = logging.getLogger(__name__)
 SIDES = ("train", "val", "test")
@@ -44,6 +46,19 @@ class FlowerClassifier(FlowerModel):
         seed: of the head's initial weights.
         label_smoothing: this share of each training label is spread over all classes (Szegedy et al. 2016);
             reports and early stopping use the plain loss.
+        top_head_lr: the head's learning rate in stage 2; null for top_lr.
+        layer_decay: in stage 2 the learning rate of every three blocks of the backbone is this times that of
+            the three blocks above them (Howard and Ruder 2018).
+        weight_decay: by AdamW (Loshchilov and Hutter 2019), in both stages, of matrices and convolution
+            kernels only; 0 for Adam without it.
+        warmup: share of each stage's steps in which the learning rates rise linearly.
+        schedule: what the learning rates do after that: 'constant', or 'cosine' for a fall to zero over the
+            whole of each stage. With 'cosine' both stages have all their epochs and the last one is kept:
+            the validation loss neither chooses an epoch nor ends a stage.
+        calibrate: when the run ends, fit a temperature to the validation side, which makes probabilities say
+            how often the model is right; the checkpoint keeps it for all later uses.
+        flip_test: judge a photo by the mean logits of itself and its mirror image: in all uses of the trained
+            model, at twice the cost; not in validation while it is trained.
 
     >>> import torch
     >>> model = FlowerClassifier(weights=None)
@@ -60,17 +75,26 @@ class FlowerClassifier(FlowerModel):
         top_lr: float = 1e-4,
         seed: int = 0,
         label_smoothing: float = 0.0,
+        top_head_lr: float | None = None,
+        layer_decay: float = 1.0,
+        weight_decay: float = 0.0,
+        warmup: float = 0.0,
+        schedule: Schedule = "constant",
+        calibrate: bool = False,
+        flip_test: bool = False,
     ) -> None:
-        super().__init__(dropout, seed)
+        super().__init__(dropout, seed, flip_test)
         self.save_hyperparameters()
-        for name, share in (("dropout", dropout), ("label_smoothing", label_smoothing)):
+        shares = {"dropout": dropout, "label_smoothing": label_smoothing, "warmup": warmup}
+        for name, share in shares.items():
             if not 0 <= share < 1:
                 raise FlowersError(f"--model.{name} must be at least 0 and less than 1, not {share}.")
         for name, rate in (("head_lr", head_lr), ("top_lr", top_lr)):
             if not 0 < rate < math.inf:
                 raise FlowersError(f"--model.{name} must be a number greater than 0, not {rate}.")
-        self.weights, self.head_lr, self.top_lr = weights, head_lr, top_lr
-        self.label_smoothing = label_smoothing
+        self.rates = Rates(head_lr, top_lr, top_head_lr, layer_decay, weight_decay)
+        self.weights, self.label_smoothing, self.calibrate = weights, label_smoothing, calibrate
+        self.warmup, self.schedule = warmup, schedule
         self.tested: list[Prediction] = []
 
     # ---------------------------------------------------------------- the network
@@ -98,7 +122,12 @@ class FlowerClassifier(FlowerModel):
 
     def on_fit_start(self) -> None:
         """Initialise the network on one rank and send it to the others, unless a checkpoint is resumed."""
-        self.novelty = None  # that of weights that will change
+        self.novelty = self.temperature = None  # those of weights that will change
+        if follows_length(self.hparams) and not self.stage.epochs:
+            raise FlowersError(
+                "--model.schedule and --model.warmup need the length of each stage; give the Trainer the"
+                " callback UnfreezeTopLayers."
+            )
         if self._restored:
             return
         if self.trainer.is_global_zero:
@@ -128,16 +157,22 @@ class FlowerClassifier(FlowerModel):
         """Return the dtype that the fast parts compute in; None where the precision has no fast parts."""
         return DTYPES.get(str(self.trainer.precision))
 
+    @property
+    def _fitting(self) -> bool:
+        """Return whether the model is being trained, rather than a trained one used."""
+        return self.trainer.state.fn == TrainerFn.FITTING
+
     def split_network(self) -> None:
         """Split the network into a frozen part, which the data module prefetches, and a trained part.
 
         The whole backbone is frozen outside of `fit`.
         """
-        evaluates = self.trainer.state.fn != TrainerFn.FITTING
+        evaluates = not self._fitting
         if self.compute_dtype is None:
             self.frozen = None
         elif self.frozen is None or evaluates:
-            self.frozen = FrozenPart(self.network, self.compute_dtype, self.image_size, whole=evaluates)
+            kind = MirroredPart if evaluates and self.flip_test else FrozenPart
+            self.frozen = kind(self.network, self.compute_dtype, self.image_size, whole=evaluates)
             self._trained = TrainedPart(self.network, self.frozen)
 
     def on_train_epoch_start(self) -> None:
@@ -147,10 +182,15 @@ class FlowerClassifier(FlowerModel):
     on_train_start = on_validation_epoch_start = on_predict_epoch_start = on_train_epoch_start
 
     def _logits(self, batch: Batch) -> Tensor:
-        """Compute the logits of a batch, with its frozen features or without."""
-        if batch.features is None:
-            return self(batch.photos, batch.keys)  # type: ignore[no-any-return]
-        return self._trained(batch.features, batch.keys)
+        """Compute the logits of a batch, with its frozen features or without; the final ones outside of
+        `fit`."""
+        if batch.features is not None:
+            logits = self._trained(batch.features, batch.keys)
+        elif self.flip_test and not self._fitting:
+            logits = with_mirror(self.network, batch.photos)
+        else:
+            logits = self(batch.photos, batch.keys)
+        return logits if self._fitting else final_logits(logits, self.temperature)
 
     # ---------------------------------------------------------------- training
 
@@ -160,16 +200,25 @@ class FlowerClassifier(FlowerModel):
         self.metrics_of(side).update(logits.detach(), batch.labels)
         return logits
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set the learning rates of this step, which are a function of its number in the stage."""
+        each = self.trainer.accumulate_grad_batches
+        steps = math.ceil(self.trainer.num_training_batches / each)  # an epoch
+        step = (self.current_epoch - self.stage.first_epoch) * steps + batch_idx // each
+        factor = rate_factor(step, self.stage.epochs * steps, self.warmup, self.schedule)
+        set_rates(self.trainer.optimizers[0], self._planned, factor)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return a loss whose gradient, averaged over the ranks by DDP, is that of the whole batch's mean."""
         logits, smoothing = self._shared_step(batch, "train"), self.label_smoothing
-        losses = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=smoothing)
+        targets = batch.labels if batch.targets is None else batch.targets.to(logits.dtype)
+        losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
         weighted = losses if batch.weights is None else losses * batch.weights.to(losses.dtype)
         return weighted.sum() * (self.trainer.world_size / batch.total)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Evaluate validation photos and return their logits to callbacks."""
-        return self._shared_step(batch, "val")
+        """Evaluate validation photos and return their logits to callbacks; a refit has no such photos."""
+        return self._shared_step(batch, "val") if self.refit is None else batch.photos.new_empty(0)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluate photos of the test folder, or of the validation side."""
@@ -183,14 +232,20 @@ class FlowerClassifier(FlowerModel):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Prediction:
         """Return the probabilities of a batch's photos and their novelty scores."""
-        features = self.network.features(batch.photos) if batch.features is None else batch.features
-        unlike = None if self.novelty is None else self.novelty(features)
-        return Prediction(batch.rows, self.network.head(features).softmax(1), batch.unreadable, unlike)
+        features, compute = batch.features, self.network.features
+        if features is None:
+            features = with_mirror(compute, batch.photos) if self.flip_test else compute(batch.photos)
+        probabilities = final_logits(self.network.head(features), self.temperature).softmax(1)
+        unlike = None
+        if self.novelty is not None:
+            unlike = self.novelty(features[:, 0] if self.flip_test else features)
+        return Prediction(batch.rows, probabilities, batch.unreadable, unlike)
 
     def on_validation_epoch_end(self) -> None:
         """Log training and validation: a checkpoint is saved next, and a run resumed from it starts after."""
         self._log_training()
-        self._log_metrics("val")
+        if self.refit is None:
+            self._log_metrics("val")
 
     def on_train_epoch_end(self) -> None:
         """Log the training of an epoch that was not validated."""
@@ -201,8 +256,8 @@ class FlowerClassifier(FlowerModel):
             return
         self._log_metrics("train")
         self.log("stage", float(self.stage.number))
-        for group in self.trainer.optimizers[0].param_groups:
-            self.log(f"lr_{group['name']}", group["lr"])
+        for name, rate in rates_of(self.trainer.optimizers[0]).items():
+            self.log(f"lr_{name}", rate)
 
     def on_test_epoch_end(self) -> None:
         """Log the test."""
@@ -210,21 +265,21 @@ class FlowerClassifier(FlowerModel):
 
     def _log_metrics(self, side: str) -> None:
         """Log and reset a side's metrics; loggers get those of `fit` only, which make up its curves."""
-        to_loggers = self.trainer.state.fn == TrainerFn.FITTING and bool(self.trainer.loggers)
+        to_loggers = self._fitting and bool(self.trainer.loggers)
         metrics, on_bar = self.metrics_of(side), (f"{side}_loss", f"{side}_accuracy")
         for name, value in metrics.compute().items():
             self.log(name, value, logger=to_loggers, prog_bar=name in on_bar)
         metrics.reset()
 
-    @property
-    def learning_rate(self) -> float:
-        """Return Adam's learning rate in this stage."""
-        return learning_rate(self.stage, self.head_lr, self.top_lr)
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """List what this stage trains in groups, with their rates before the schedule."""
+        return parameter_groups(self.network, self.stage, self.rates)
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Return callbacks that the Trainer gets besides its own."""
         return [RequireFiniteLoss()]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam for what this stage trains; head and top layers are groups of their own."""
-        return make_optimizer(self.network, self.learning_rate, self.trainer.gradient_clip_val is not None)
+        """Return the optimizer of what this stage trains."""
+        self._planned = self.parameter_groups()
+        return make_optimizer(self._planned, self.trainer.gradient_clip_val is not None)

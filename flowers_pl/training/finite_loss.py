@@ -67,7 +67,7 @@ class RequireFiniteLoss(L.Callback):
 def _error(trainer: L.Trainer, module: L.LightningModule, what: str, epoch: int, step: int) -> FlowersError:
     stage = getattr(getattr(module, "stage", None), "number", 1)
     option = "head_lr" if stage == 1 else "top_lr"
-    rate = trainer.optimizers[0].param_groups[0]["lr"]
+    rate = module.hparams[option]
     saved = [item for item in trainer.checkpoint_callbacks if isinstance(item, RunCheckpoints)]
     last = saved[0].path(trainer, LAST) if saved else None
     kept = f"the last good checkpoint is {last}" if last and last.is_file() else "no checkpoint was saved"

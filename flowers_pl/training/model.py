@@ -16,10 +16,12 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.names import KEY
 from flowers_pl.core.text import printable
 from flowers_pl.data.decoding import PhotoSource, UnreadablePhoto, load_photo
+from flowers_pl.network.answers import Temperature, final_logits, with_mirror
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.mobilenet import IMAGENET_MEAN, IMAGENET_STD, FlowerNet
 from flowers_pl.network.novelty import Novelty
 from flowers_pl.training.checkpoint_files import read_checkpoint, unusable
+from flowers_pl.training.refit import Refit
 from flowers_pl.training.stage import Stage
 
 Photos = list[Any] | tuple[Any, ...]  # of PhotoSource
@@ -32,18 +34,21 @@ class FlowerModel(L.LightningModule):
     Args:
         dropout: share of the pooled features dropped in training.
         seed: of the head's initial weights.
+        flip_test: whether a photo is judged together with its mirror image.
     """
 
     network: FlowerNet
 
-    def __init__(self, dropout: float, seed: int) -> None:
+    def __init__(self, dropout: float, seed: int, flip_test: bool = False) -> None:
         super().__init__()
-        self.dropout, self.seed = dropout, seed
+        self.dropout, self.seed, self.flip_test = dropout, seed, flip_test
         self.stage = Stage()
         self.classes: list[str] = []
         self.image_size = 0
         self.frozen: FrozenPart | None = None
         self.novelty: Novelty | None = None
+        self.temperature: Temperature | None = None
+        self.refit: Refit | None = None  # of the run that this one repeats on all photos
         self._restored = False
 
     def build(
@@ -71,6 +76,11 @@ class FlowerModel(L.LightningModule):
         """Return the Trainer's datamodule, which its annotations lack; None where there is none."""
         return getattr(self.trainer, "datamodule", None)
 
+    @property
+    def weak_epochs(self) -> int:
+        """Return how many of a stage's last epochs have weak augmentation."""
+        return getattr(getattr(self._data, "augmentation", None), "weak_epochs", 0)
+
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load weights as in `nn.Module`, and drop the frozen part that was made of others."""
         self.frozen = None
@@ -87,6 +97,18 @@ class FlowerModel(L.LightningModule):
             Logits, float (N, num_classes).
         """
         return self.network(photos, keys)
+
+    def probabilities(self, photos: Tensor, network: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Compute the probabilities of photos, float (N, num_classes): the final ones, calibrated where the
+        model is, and with the mirror images where it judges these too.
+
+        Args:
+            photos: as `forward` takes them.
+            network: computes logits of photos in place of the model's own.
+        """
+        compute = network or self.network
+        logits = with_mirror(compute, photos) if self.flip_test else compute(photos)
+        return final_logits(logits, self.temperature).softmax(1)
 
     # ---------------------------------------------------------------- photos
 
@@ -129,7 +151,7 @@ class FlowerModel(L.LightningModule):
         Raises:
             FlowersError: a photo cannot be read.
         """
-        rows = self._compute(photo, lambda photos: self(photos).softmax(1)).tolist()
+        rows = self._compute(photo, self.probabilities).tolist()
         ranked = [
             dict(sorted(zip(self.classes, row, strict=True), key=lambda item: -item[1])) for row in rows
         ]
@@ -143,6 +165,8 @@ class FlowerModel(L.LightningModule):
 
     def unlikeness(self, photo: PhotoSource | Photos) -> float | list[float] | None:
         """Return the novelty score of a photo: above 1 it is probably of none of the classes.
+
+        It is that of the photo as it is, never of its mirror image.
 
         Args:
             photo: as `classify` takes it.
@@ -196,6 +220,8 @@ class FlowerModel(L.LightningModule):
             "data": self._data.settings() if self._data else {},
             "left_out": dict(Counter(photo.kind for photo in self._data.left_out)) if self._data else {},
             "unlike": self.novelty.state() if self.novelty else None,
+            "temperature": self.temperature.state() if self.temperature else None,
+            "refit_of": self.refit.state() if self.refit else None,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -217,5 +243,7 @@ class FlowerModel(L.LightningModule):
         if not self.classes:
             self.build(saved["classes"], saved["image_size"], saved["mean"], saved["std"])
         self.novelty = Novelty.from_state(saved.get("unlike"))
+        self.temperature = Temperature.from_state(saved.get("temperature"))
+        self.refit = Refit.from_state(saved.get("refit_of"))
         self.enter_stage(Stage(**saved["stage"] | {"ended": False}))  # the stage callbacks find out
         self._restored = True

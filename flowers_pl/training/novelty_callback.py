@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import lightning as L
@@ -42,7 +43,8 @@ class FitNovelty(Checkpoint):
         module, data = cast(FlowerClassifier, pl_module), cast(Any, trainer).datamodule
         file = callbacks[0].path(trainer, BEST)  # asked on all ranks, see there
         dtype = module.compute_dtype or torch.float32
-        state = fit_novelty(module, data, dtype).state() if trainer.is_global_zero else None
+        found = fit_novelty(module, data, dtype) if trainer.is_global_zero else None
+        state = None if found is None else found.state()
         state = trainer.strategy.broadcast(state)
         module.novelty = Novelty.from_state(state)
         if trainer.is_global_zero:
@@ -51,8 +53,11 @@ class FitNovelty(Checkpoint):
 
 def fit_novelty(
     module: FlowerClassifier, data: FlowersDataModule, dtype: torch.dtype = torch.float32
-) -> Novelty:
+) -> Novelty | None:
     """Fit the novelty score on training photos, and its limit on validation photos.
+
+    A refit has none of these: its limit is that of the run that it repeats, for a plane that fits its own
+    features.
 
     Args:
         module: the model whose features are scored.
@@ -66,4 +71,8 @@ def fit_novelty(
         return pooled_features(frozen, lambda chunk: photos.read(chunk).to(module.device), indices)
 
     training = features(data.train_photos, NUM_PHOTOS)
-    return Novelty.fit(training, features(data.val_photos, 2 * NUM_PHOTOS))
+    if module.refit is None:
+        return Novelty.fit(training, features(data.val_photos, 2 * NUM_PHOTOS))
+    return (
+        None if module.refit.limit is None else replace(Novelty.of_plane(training), limit=module.refit.limit)
+    )

@@ -19,7 +19,7 @@ from flowers_pl.training.checkpoint_files import read_checkpoint
 
 log = logging.getLogger(__name__)
 SECTIONS = ("model", "data", "unfreeze", "early_stopping", "average", "trainer")  # of every config.yaml
-COMMAND_ONLY = {"config", "ckpt_path", "run_name"}  # options that are not settings of a run
+COMMAND_ONLY = {"config", "ckpt_path", "run_name", "refit"}  # options that are not settings of a run
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -42,21 +42,24 @@ def read_settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def log_changes(file: Path, settings: str) -> bool:
+def log_changes(file: Path, settings: str, defaults: str, purpose: str = "resume") -> bool:
     """Log each setting of a resumed run that differs from its config.yaml, and return whether one does.
 
     Args:
         file: the run's config.yaml.
         settings: the present settings, in YAML.
+        defaults: of settings that its version did not have: all settings without the command line, in YAML.
+        purpose: what they are changed for.
     """
     if not file.is_file():
         log.warning("%s is missing: settings are the defaults and those of the command line.", file)
         return True
-    old, new = dict(_flat(read_settings(file))), dict(_flat(yaml.safe_load(settings)))
+    old, new = dict(_flat(yaml.safe_load(defaults))), dict(_flat(yaml.safe_load(settings)))
+    old |= _flat(read_settings(file))
     names = sorted(name for name in old.keys() | new.keys() if name.partition(".")[0] not in COMMAND_ONLY)
     changed = [name for name in names if not _same(old.get(name), new.get(name))]
     for name in changed:
-        log.info("Changed for this resume: --%s from %s to %s.", name, old.get(name), new.get(name))
+        log.info("Changed for this %s: --%s from %s to %s.", purpose, name, old.get(name), new.get(name))
     return bool(changed)
 
 

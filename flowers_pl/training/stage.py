@@ -18,6 +18,7 @@ class Stage:
         last: whether no other stage follows.
         ended: whether it is over: by its number of epochs or by early stopping.
         epochs: how many epochs it has at most; 0 where no callback has said so.
+        chooses: whether the validation loss chooses its epoch, and may end it early.
     """
 
     number: int = 1
@@ -26,6 +27,7 @@ class Stage:
     last: bool = True
     ended: bool = False
     epochs: int = 0
+    chooses: bool = True
 
     def epochs_left(self, epoch: int) -> int:
         """Return how many epochs of the stage are left when an epoch of the run begins, that one included.
@@ -34,3 +36,18 @@ class Stage:
         2
         """
         return self.first_epoch + self.epochs - epoch
+
+    @property
+    def chosen(self) -> str:
+        """Say what validation had to do with the checkpoint of a run, in words that can end a sentence."""
+        return f"this side {'chose' if self.chooses else 'did not choose'} the checkpoint"
+
+    def kept(self, epoch: int) -> str:
+        """Name the epoch that a run has kept, as a heading of its figures.
+
+        >>> Stage(2, 30).kept(7)
+        'Best epoch: 8. On the validation side, which chose it'
+        """
+        if self.chooses:
+            return f"Best epoch: {epoch + 1}. On the validation side, which chose it"
+        return f"Last epoch, which is kept: {epoch + 1}. On the validation side, which did not choose it"

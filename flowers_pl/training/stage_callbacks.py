@@ -4,7 +4,7 @@ The stage is part of the module (`FlowerClassifier.stage`) and so of every check
 which optimizer there is, follow from it and not from an event that a callback saw, so a resumed run continues
 in its stage, which one with Lightning's `BaseFinetuning` does not (Lightning-AI/pytorch-lightning#21901).
 Whether a stage is over follows from its epochs so far and from the present settings: given more epochs or
-patience, a finished run continues.
+patience, a finished run continues, unless something follows a schedule over the length of a stage.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.names import KEY
 from flowers_pl.core.text import plural
 from flowers_pl.network.mobilenet import TopLayers
 from flowers_pl.training.checkpoint_callback import MIDDLE
 from flowers_pl.training.classifier import FlowerClassifier
+from flowers_pl.training.optimizer import refuse_other_groups
+from flowers_pl.training.schedule import chooses_epoch, follows_length, refuse_another_schedule
 from flowers_pl.training.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,9 @@ log = logging.getLogger(__name__)
 
 class UnfreezeTopLayers(L.Callback):
     """Trains the head alone, and then, starting from the best head, the top layers of the backbone with it.
+
+    With `--model.schedule cosine` the last head is the one to start from, and each stage has all its epochs.
+    In a refit each stage ends after the epoch that the other run kept, and the last head is that one's.
 
     Stage 2 has an optimizer of its own and, under DDP, a wrapper of its own: DDP reduces only gradients of
     parameters that required one when it was built (Lightning-AI/pytorch-lightning#20340). The Trainer's
@@ -87,69 +93,112 @@ class UnfreezeTopLayers(L.Callback):
         elif trainer.max_epochs < total:
             log.info("--trainer.max_epochs ends the run after %s.", plural(trainer.max_epochs, "epoch"))
         first = Stage(last=not self.epochs[2]) if self.epochs[1] else Stage(2, self.layers)
-        first.epochs = self.epochs[first.number]
-        _classifier(pl_module).enter_stage(first)
+        self._enter(_classifier(pl_module), first)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Find out whether the stage of a resumed run has had all its epochs, and whether another follows."""
+        """Find out whether the stage of a resumed run has had all its epochs, and whether another follows.
+
+        Raises:
+            FlowersError: the present settings would make the learning rates jump.
+        """
         stage = _classifier(pl_module).stage
+        self._refuse_a_jump(_classifier(pl_module), checkpoint)
         stage.epochs = self.epochs[stage.number]
         done = checkpoint["epoch"] + (MIDDLE not in checkpoint) - stage.first_epoch
-        stage.ended |= done >= self.epochs[stage.number]
+        stage.ended |= done >= self._length(_classifier(pl_module))
         stage.last = stage.number == 2 or not self.epochs[2]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         stage = _classifier(pl_module).stage
-        for group in trainer.optimizers[0].param_groups:  # a resumed optimizer has that of the checkpoint
-            group["lr"] = _classifier(pl_module).learning_rate
         if stage.ended and stage.last:
             log.info(
                 "This run is finished: stage %d has ended. There is nothing left to train.", stage.number
             )
             trainer.should_stop = True
         elif not stage.ended:
-            self._announce(_classifier(pl_module))
+            self._announce(trainer, _classifier(pl_module))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = _classifier(pl_module)
         if module.stage.ended and not module.stage.last:
             self._unfreeze(trainer, module)
-            self._announce(module)
+            self._announce(trainer, module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         module = _classifier(pl_module)
-        loss = float(trainer.callback_metrics["val_loss"])
-        if module.stage.number == 1 and loss < self.best_loss:
+        if module.stage.number == 1 and module.stage.chooses:
+            self._note_head(module, float(trainer.callback_metrics["val_loss"]))
+        if trainer.current_epoch + 1 - module.stage.first_epoch >= self._length(module):
+            end_stage(trainer, module)
+
+    def _note_head(self, module: FlowerClassifier, loss: float) -> None:
+        if loss < self.best_loss:
             self.best_loss = loss
             self.best_head = {
                 name: value.detach().cpu().clone() for name, value in module.network.head.state_dict().items()
             }
-        if trainer.current_epoch + 1 - module.stage.first_epoch >= self.epochs[module.stage.number]:
-            end_stage(trainer, module)
+
+    def _length(self, module: FlowerClassifier) -> int:
+        """Count the epochs of the stage: those of its schedule, or those that the run of a refit kept."""
+        number, refit = module.stage.number, module.refit
+        return self.epochs[number] if refit is None else min(self.epochs[number], refit.epochs(number))
 
     def _unfreeze(self, trainer: L.Trainer, module: FlowerClassifier) -> None:
         if self.best_head:
             module.network.head.load_state_dict(self.best_head)
-        stage = Stage(2, self.layers, first_epoch=trainer.current_epoch, epochs=self.epochs[2])
-        module.enter_stage(stage)
+        self._enter(module, Stage(2, self.layers, first_epoch=trainer.current_epoch))
         if isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy.model = module
             trainer.strategy.configure_ddp()
         trainer.strategy.setup_optimizers(trainer)
 
-    def _announce(self, module: FlowerClassifier) -> None:
+    def _enter(self, module: FlowerClassifier, stage: Stage) -> None:
+        stage.epochs = self.epochs[stage.number]
+        stage.chooses = chooses_epoch(module.schedule) and module.refit is None
+        module.enter_stage(stage)
+
+    def _refuse_a_jump(self, module: FlowerClassifier, checkpoint: dict[str, Any]) -> None:
+        """Compare what the learning rates follow with what they followed when a checkpoint was saved."""
+        old, stage = checkpoint["hyper_parameters"], checkpoint[KEY]["stage"]
+        part = {1: "head", 2: "top"}[stage["number"]]
+        if stage.get("epochs") and module.weak_epochs:
+            option = f"unfreeze.{part}_epochs"
+            refuse_another_schedule({option: stage["epochs"]}, {option: self.epochs[stage["number"]]})
+        if follows_length(old) or follows_length(module.hparams):
+            before = {
+                "model.schedule": old.get("schedule", "constant"),
+                "model.warmup": old.get("warmup", 0.0),
+                f"unfreeze.{part}_epochs": stage.get("epochs", 0),
+            }
+            now = {
+                "model.schedule": module.schedule,
+                "model.warmup": module.warmup,
+                f"unfreeze.{part}_epochs": self.epochs[stage["number"]],
+            }
+            if stage["number"] == 2 and not (stage.get("chooses", True) or module.refit):
+                before["unfreeze.head_epochs"] = stage["first_epoch"]
+                now["unfreeze.head_epochs"] = self.epochs[1]
+            refuse_another_schedule(before, now)
+        for saved in checkpoint.get("optimizer_states", ()):
+            refuse_other_groups(saved, module.parameter_groups())
+
+    def _announce(self, trainer: L.Trainer, module: FlowerClassifier) -> None:
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         parts = {0: "the head alone", "all": "the head and the whole backbone"}.get(
             module.stage.layers, f"the head and the top {module.stage.layers} layers"
         )
+        all_rates = [group["lr"] for group in module.parameter_groups()]
+        rates = dict.fromkeys([min(all_rates), max(all_rates)])
+        epochs = plural(self._length(module), "epoch")
         log.info(
-            "Stage %d trains %s: %s parameters in %d tensors, Adam at %g, at most %s.",
+            "Stage %d trains %s: %s parameters in %d tensors, %s at %s, %s.",
             module.stage.number, parts, f"{sum(map(torch.numel, trained)):,}", len(trained),
-            module.learning_rate, plural(self.epochs[module.stage.number], "epoch"),
+            type(trainer.optimizers[0]).__name__, " to ".join(f"{rate:g}" for rate in rates),
+            f"at most {epochs}" if module.stage.chooses else f"{epochs}, of which the last is kept",
         )  # fmt: skip
 
 
@@ -160,7 +209,8 @@ class StageEarlyStopping(L.Callback):
     into stage 2 (Lightning-AI/pytorch-lightning#16881).
 
     Args:
-        patience: number of epochs without a new lowest loss after which the stage ends.
+        patience: number of epochs without a new lowest loss after which the stage ends; not used with
+            `--model.schedule cosine`, which ends at zero only where a stage has all its epochs.
 
     >>> stopping = StageEarlyStopping(patience=4)
     >>> stopping.state_dict()
@@ -187,12 +237,21 @@ class StageEarlyStopping(L.Callback):
         """Find out whether the stage of a resumed run has used up its patience."""
         stage, saved = _classifier(pl_module).stage, checkpoint["callbacks"].get(self.state_key)
         if saved is not None and saved["stage"] == stage.number:
-            stage.ended |= saved["waited"] >= self.patience
+            stage.ended |= saved["waited"] >= self.patience and stage.chooses
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not chooses_epoch(_classifier(pl_module).schedule):
+            log.info(
+                "--early_stopping.patience is not used: with --model.schedule cosine each stage has all its"
+                " epochs."
+            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         module = _classifier(pl_module)
+        if not module.stage.chooses:
+            return
         if self.stage != module.stage.number:
             self.stage, self.best_loss, self.waited = module.stage.number, float("inf"), 0
         loss = float(trainer.callback_metrics["val_loss"])

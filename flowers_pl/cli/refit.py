@@ -1,0 +1,67 @@
+"""`fit --refit`: a run once more, on its training and validation photos together."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.names import BEST, KEY
+from flowers_pl.core.text import plural
+from flowers_pl.runs.refit import read_refit
+from flowers_pl.training.checkpoint_files import read_checkpoint
+from flowers_pl.training.refit import Refit
+
+log = logging.getLogger(__name__)
+
+
+def find_refit(run: Path | None, checkpoint: Path | None) -> Refit | None:
+    """Return what a refit repeats; None where this run is none.
+
+    Args:
+        run: the folder of the run to repeat, where one is given.
+        checkpoint: what this run resumes from, if anything; that of a refit knows all that it needs.
+
+    Raises:
+        FlowersError: the run cannot be repeated.
+    """
+    if checkpoint is not None:
+        return Refit.from_state(read_checkpoint(checkpoint)[KEY].get("refit_of"))
+    return None if run is None else read_refit(run)
+
+
+def check_settings(refit: Refit, run: Path, settings: Namespace) -> None:
+    """Refuse a temperature that a refit can neither copy nor fit.
+
+    Raises:
+        FlowersError: the run has no temperature, or one for logits of another kind.
+    """
+    if not settings.model.calibrate:
+        return
+    flips = read_checkpoint(run / BEST)["hyper_parameters"].get("flip_test", False)
+    if refit.temperature is None or flips != settings.model.flip_test:
+        raise FlowersError(
+            f"--model.calibrate: a refit copies the temperature of its run, and {str(run)!r} has none for"
+            f" --model.flip_test {str(settings.model.flip_test).lower()}; resume that run with these two"
+            " settings first, which trains nothing, or leave them out."
+        )
+
+
+def make_refit(refit: Refit, made: Namespace, split: Path) -> None:
+    """Turn the model, the photos and the stages of `fit` into those of a refit.
+
+    Args:
+        refit: what is repeated.
+        made: the instances.
+        split: the list of the photos.
+    """
+    made.model.refit = refit
+    made.data.all_of = split
+    if not refit.top_epochs:
+        made.unfreeze.epochs[2] = 0
+    log.info(
+        "A refit of the run %s on all its photos: %s of stage 1, %s of stage 2.",
+        refit.run, plural(refit.head_epochs, "epoch"), plural(refit.top_epochs, "epoch"),
+    )  # fmt: skip

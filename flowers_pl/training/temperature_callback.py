@@ -1,0 +1,115 @@
+"""Fit the temperature once training has ended, and save it in the best checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from flowers_pl.core.names import BEST, KEY
+from flowers_pl.core.text import plural
+from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.network.answers import MirroredPart, Temperature, final_logits
+from flowers_pl.network.fast_frozen import FrozenPart
+from flowers_pl.network.features import pooled_features
+from flowers_pl.training.checkpoint_callback import RunCheckpoints
+from flowers_pl.training.checkpoint_files import add_to_checkpoint, read_checkpoint
+from flowers_pl.training.classifier import FlowerClassifier
+
+log = logging.getLogger(__name__)
+
+
+class FitTemperature(Checkpoint):
+    """Fits the temperature with the best weights when training ends, and adds it to `best.ckpt`.
+
+    `best.ckpt` also gets the settings that say how the model judges, `calibrate` and `flip_test`, as the run
+    has them now: a run that has ended can be given others by a resume, which trains nothing then.
+
+    It belongs after `RunCheckpoints`, which restores the best weights. It is a `Checkpoint` because Lightning
+    runs callbacks of that class after all others.
+
+    >>> import lightning as L
+    >>> callbacks = [RunCheckpoints("checkpoints/mine"), FitTemperature()]
+    >>> trainer = L.Trainer(accelerator="cpu", logger=False, callbacks=callbacks)
+    >>> [type(callback).__name__ for callback in trainer.checkpoint_callbacks]
+    ['RunCheckpoints', 'FitTemperature']
+    """
+
+    def __init__(self) -> None:
+        self._has_trained = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._has_trained = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Fit on one rank and send the temperature to the others; do nothing where no checkpoint is the
+        best."""
+        if (file := _best(trainer)) is None:
+            return
+        module, data = cast(FlowerClassifier, pl_module), cast(Any, trainer).datamodule
+        state = None
+        if trainer.is_global_zero:
+            if module.calibrate and module.refit is not None:
+                state = module.refit.temperature
+            elif module.calibrate:
+                state = fit_temperature(module, data, module.compute_dtype or torch.float32).state()
+            settings = {"calibrate": module.calibrate, "flip_test": module.flip_test}
+            before = read_checkpoint(file)
+            if before[KEY].get("temperature") != state or not settings.items() <= _known(before).items():
+                add_to_checkpoint(file, {"temperature": state}, settings)
+        module.temperature = Temperature.from_state(trainer.strategy.broadcast(state))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Restore the temperature of a run whose training Lightning has skipped, with the hook of its end."""
+        if not self._has_trained and (file := _best(trainer)) is not None:
+            state = read_checkpoint(file)[KEY].get("temperature") if trainer.is_global_zero else None
+            module = cast(FlowerClassifier, pl_module)
+            module.temperature = Temperature.from_state(trainer.strategy.broadcast(state))
+
+
+def _best(trainer: L.Trainer) -> Path | None:
+    """Return the best checkpoint of a run; all ranks must call it (`RunCheckpoints.path`)."""
+    callbacks = [item for item in trainer.checkpoint_callbacks if isinstance(item, RunCheckpoints)]
+    if not callbacks or callbacks[0].best_epoch < 0 or getattr(trainer, "fast_dev_run", False):
+        return None
+    return callbacks[0].path(trainer, BEST)
+
+
+def _known(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    return {"calibrate": False, "flip_test": False, **checkpoint["hyper_parameters"]}
+
+
+def fit_temperature(
+    module: FlowerClassifier, data: FlowersDataModule, dtype: torch.dtype = torch.float32
+) -> Temperature:
+    """Fit the temperature on all validation photos, and on their mirror images where these are judged too.
+
+    Args:
+        module: the trained model.
+        data: set up for `fit`.
+        dtype: of the computation; the one of `predict`.
+    """
+    photos = data.val_photos
+    kind = MirroredPart if module.flip_test else FrozenPart
+    features = pooled_features(
+        kind(module.network, dtype, module.image_size, whole=True),
+        lambda chunk: photos.read(chunk).to(module.device),
+        np.arange(len(photos)),
+    )
+    with torch.no_grad():
+        head = module.network.head
+        logits = final_logits(head(features.to(head.weight)), None)
+    found = Temperature.fit(logits, torch.from_numpy(photos.labels))
+    if found.value == 1:
+        log.warning(
+            "The temperature stays 1: no other has the lowest log loss on %s.",
+            plural(found.photos, "validation photo"),
+        )
+    else:
+        log.info("Temperature %.4f, fitted on %s.", found.value, plural(found.photos, "validation photo"))
+    return found
