@@ -269,22 +269,26 @@ def test_the_docs_load_nothing_from_elsewhere(client: httpx.Client) -> None:
 # ---------------------------------------------------------------- models
 
 
-def test_a_checkpoint_answers_as_predict_does(tmp_path: Path) -> None:
-    table = tmp_path / "predictions.csv"
-    photos = RUN / "drawings"
-    assert (
-        main(["predict", f"--ckpt_path={RUN}/best.ckpt", f"--data.predict_root={photos}", f"--out={table}"])
-        == 0
-    )
+@pytest.mark.parametrize("judges", ["as it is", "with mirror images and a temperature"])
+def test_a_checkpoint_answers_as_predict_does(judges: str, tmp_path: Path) -> None:
+    table, photos, ckpt = tmp_path / "predictions.csv", RUN / "drawings", tmp_path / "best.ckpt"
+    state = torch.load(RUN / "best.ckpt", weights_only=True)
+    if judges != "as it is":
+        state["hyper_parameters"]["flip_test"] = True
+        state["flowers_pl"]["temperature"] = {"value": 2.5, "photos": 9}
+    torch.save(state, ckpt)
+    assert main(["predict", f"--ckpt_path={ckpt}", f"--data.predict_root={photos}", f"--out={table}"]) == 0
     with table.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    engine = Engine(open_checkpoint(RUN / "best.ckpt"), threads=2)
+    engine = Engine(open_checkpoint(ckpt), threads=2)
     answers = [one.result() for one in [engine.submit((photos / row["path"]).read_bytes()) for row in rows]]
     engine.close()
     for row, answer in zip(rows, answers, strict=True):
         assert answer.label == row["label"]
         for name, share in answer.probabilities.items():
             assert share == pytest.approx(float(row[name]), abs=2e-6), row["path"]
+    plain = FlowerClassifier.load(RUN / "best.ckpt").classify(photos / rows[0]["path"])
+    assert (answers[0].probabilities == pytest.approx(plain, abs=0.01)) == (judges == "as it is")
 
 
 def test_an_exported_file_answers_without_maps(model: FlowerClassifier, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from flowers_pl.core.names import KEY
 from flowers_pl.core.system import best_precision
 from flowers_pl.data.batches import Batch
-from flowers_pl.network.answers import with_mirror
+from flowers_pl.network.answers import MirroredPart
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.runs.final_model import Judgement, judgement_of
 from flowers_pl.training.checkpoint_files import read_checkpoint
@@ -65,15 +65,16 @@ def open_checkpoint(path: Path) -> ServedModel:
     dtype = DTYPES["32-true" if exact else best_precision()]
     model = FlowerClassifier.load(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    frozen = FrozenPart(model.to(device).network, dtype, model.image_size, whole=True)
+    part = MirroredPart if model.flip_test else FrozenPart
+    frozen = part(model.to(device).network, dtype, model.image_size, whole=True)
 
     @torch.inference_mode()
     def compute(photos: Tensor) -> tuple[Tensor, Tensor | None]:
         photos, count = photos.to(device), len(photos)
         labels, rows = torch.full((count,), -1), torch.arange(count)
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            features = with_mirror(frozen, photos) if model.flip_test else frozen(photos)
-            found = model.predict_step(Batch(photos, labels, rows, count, features=features), 0)
+            batch = Batch(photos, labels, rows, count, features=frozen(photos))
+            found = model.predict_step(batch, 0)
         return found.probabilities.float().cpu(), None if found.unlike is None else found.unlike.float().cpu()
 
     def explain(photos: Tensor, targets: list[int]) -> np.ndarray:
