@@ -78,7 +78,7 @@ def run(folder: Path, name: str, shown: str, hidden: str = "") -> None:
 
 
 def photograph(browser: str, folder: Path, picture: Path) -> None:
-    """Take a picture of the top of the audit's page, without the name of the temporary folder."""
+    """Take a picture of the audit's page, without the name of the temporary folder."""
     page = folder / "audit/audit.html"
     page.write_text(page.read_text(encoding="utf-8").replace(f"{folder}/", ""), encoding="utf-8")
     with tempfile.TemporaryDirectory() as profile:

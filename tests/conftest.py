@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.drawing_folder import write_drawings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 SIZE = 32  # pixels a side: the smallest that the backbone takes
 
@@ -41,6 +46,26 @@ def data(drawings: Path) -> FlowersDataModule:
     module.prepare_data()
     module.setup("fit")
     return module
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    missing = "" if program else "there is no Chromium (Debian's package 'chromium')"
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing = "playwright is not installed"
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(f"{missing}, and pages must be tested where CI=true")
+    if missing:
+        pytest.skip(f"{missing}, so pages are not tested")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield started
+        started.close()
 
 
 def _given(variable: str) -> Path:

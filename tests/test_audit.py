@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,19 +101,36 @@ def audited(
 
 
 class Page(HTMLParser):
-    """What a browser would make of the page."""
+    """What a browser would make of the page before its script runs."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.scripts: list[str] = []
+        self.inside = False  # a script
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self.inside = tag == "script"
+        if self.inside:
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = False
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if self.inside:
+            self.scripts[-1] += data
+        else:
+            self.text += data
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the script works on."""
+        content: dict[str, Any] = json.loads(self.scripts[0])
+        return content
 
 
 def test_every_fault_is_found(audited: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,24 +172,51 @@ def test_every_fault_is_found(audited: Callable[..., Path], capsys: pytest.Captu
     assert said.strip().splitlines()[0] in (home / "audit" / "audit.txt").read_text()
 
 
-def test_the_page_is_one_file_and_runs_nothing(audited: Callable[..., Path], mess: Path) -> None:
+def test_the_page_is_one_file_and_runs_its_own_script_only(audited: Callable[..., Path], mess: Path) -> None:
     text = (audited() / "audit" / "audit.html").read_text()
     page = Page(text)
-    pictures = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
+    kinds = [attributes.get("type") for tag, attributes in page.tags if tag == "script"]
+    assert kinds[0] == "application/json"
+    assert kinds[-1] is None
+    assert set(kinds[1:-1]) == {"text/plain"}
+    pictures = page.scripts[1:-1]
     assert len(pictures) >= 8
-    assert all(source.startswith("data:image/jpeg;base64,") for source in pictures)
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "b", "object", "form"}
-    assert not [
-        attributes for _, attributes in page.tags if any(name.startswith("on") for name in attributes)
+    assert all(base64.b64decode(one, validate=True)[8:12] == b"WEBP" for one in pictures)
+    digest = base64.b64encode(hashlib.sha256(page.scripts[-1].encode()).digest()).decode()
+    (policy,) = [
+        attributes["content"] or ""
+        for tag, attributes in page.tags
+        if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
     ]
-    assert all(
-        value.startswith("#")
-        for _, attributes in page.tags
-        for name, value in attributes.items()
-        if name == "href" and value
-    )
+    assert policy.startswith("default-src 'none'; img-src data:; ")
+    assert f"script-src 'sha256-{digest}';" in policy
+    assert "unsafe" not in policy
+    assert not {tag for tag, _ in page.tags} & {"link", "iframe", "b", "object", "form", "img"}
+    assert not [
+        name for _, attributes in page.tags for name in attributes if name.startswith("on") or name == "src"
+    ]
     assert str(mess) in page.text  # with its <b>
     assert not {"\x1b", "\u202e"} & set(text)
+
+
+def test_what_asks_for_a_decision_is_what_is_in_question(audited: Callable[..., Path]) -> None:
+    home = audited("--most", "0")
+    data = Page((home / "audit" / "audit.html").read_text()).data
+    found = json.loads((home / "audit" / "audit.json").read_text())
+    shown = [
+        data["photos"][number]["name"]
+        for section in data["sections"]
+        if section["asks"]
+        for numbers, _ in section["entries"]
+        for number in numbers
+    ]
+    assert {one["name"] for one in data["photos"] if "cell" in one} == set(shown)
+    assert len(found["asked"]) == len(set(shown)) >= 6
+    duplicates = {path for one in found["duplicates"] for path in one["paths"]}
+    suspects = {one["path"] for one in found["labels"]["suspects"]}
+    kinds = ("unlike any class", "too dark", "too bright", "nearly blank", "blurred")
+    outliers = {one["path"] for one in found["faults"] if one["kind"] in kinds}
+    assert found["asked"].keys() == duplicates | suspects | outliers
 
 
 def test_names_are_escaped_wherever_they_are_shown(
@@ -180,7 +227,8 @@ def test_names_are_escaped_wherever_they_are_shown(
     home = audited("--write", "list.csv")
     page = Page((home / "audit" / "audit.html").read_text())
     said = capsys.readouterr().out
-    for text in (page.text, said, (home / "audit" / "audit.txt").read_text()):
+    names = "\n".join(photo["name"] for photo in page.data["photos"])
+    for text in (names, said, (home / "audit" / "audit.txt").read_text()):
         assert '=1+1/<img src=x onerror="alert(1)">&amp;\'.png' in text
         assert "=1+1/new\\nline\\x1b[31m.png" in text
         assert "=1+1/\\u202egnp.exe.png" in text
@@ -241,7 +289,8 @@ def test_without_a_network_the_rest_is_reported(audited: Callable[..., Path]) ->
 
 def test_only_so_many_cards_a_section(audited: Callable[..., Path]) -> None:
     page = Page((audited("--most", "1") / "audit" / "audit.html").read_text())
-    assert "… and 2 more, in audit.txt and audit.json." in page.text  # three unreadable files
+    shown = {section["title"]: section for section in page.data["sections"]}
+    assert (len(shown["Unreadable files"]["entries"]), shown["Unreadable files"]["more"]) == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +304,8 @@ def test_only_so_many_cards_a_section(audited: Callable[..., Path]) -> None:
         (["--data.image_size", "8"], "--data.image_size must be at least 32"),
         (["--data.split", "none.csv"], "--data.split: 'none.csv' cannot be read"),
         (["--data.nothing", "1"], "data.nothing"),
+        (["--review", "none.csv"], "--review: 'none.csv' cannot be read"),
+        (["--to", "clean"], "--to makes a clean copy of the folder together with --apply FILE; give both"),
         (["--most", "-1"], "--most must be 0 or more"),
         (["--output", "kept.csv"], "--output: 'kept.csv' cannot be written to, because '"),
     ],

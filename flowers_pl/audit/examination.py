@@ -14,6 +14,7 @@ from flowers_pl.audit.findings import (
     MISNAMED,
     UNLIKE,
     UNREADABLE,
+    Asked,
     Duplicates,
     Fault,
     Findings,
@@ -30,12 +31,13 @@ from flowers_pl.audit.labels import (
     find_suspects,
     predict_out_of_fold,
 )
-from flowers_pl.audit.quality import far_away, measure_appearance, neighbourhood
+from flowers_pl.audit.quality import far_away, measure_appearance, nearest_of_classes, neighbourhood
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
 from flowers_pl.data.decoding import UnreadablePhoto
 from flowers_pl.data.duplicates import duplicate_groups
 from flowers_pl.data.folder import Photo, list_class_files, split_folders
+from flowers_pl.data.reviews import EXCLUDE, Review, mend, open_review, sha256_of
 from flowers_pl.data.split import Placed, grouped_split, notebook_split, read_split, straddling
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.features import pooled_features
@@ -53,8 +55,9 @@ def examine(
     split_seed: int = 0,
     cache_dir: Path | None = None,
     workers: int | None = None,
+    review: str | None = None,
 ) -> Findings:
-    """Examine a folder of photos; see `cli.audit.audit` for the arguments.
+    """Examine a folder of photos, as a review has mended it; see `cli.audit.audit` for the arguments.
 
     Args:
         network: its backbone computes the features; None to check no labels.
@@ -68,11 +71,15 @@ def examine(
             f"--data.root: the class folders of {str(root)!r} are all empty; put photos there."
         )
     decoded = decode_photos(root, photos, image_size, cache_dir, workers)
+    decided = open_review(review, root, photos, option="--review")
+    readable = _count(class_names, decoded.photos)
+    decoded, _ = mend(decoded, decided, "")
     groups = duplicate_groups(decoded.digests, decoded.phashes, decoded.thumbs)
     findings = Findings(
         str(root.resolve()),
         files=_count(class_names, photos),
-        readable=_count(class_names, decoded.photos),
+        readable=readable,
+        reviewed=decided.counts,
         strays=sorted(
             entry.name for entry in root.iterdir() if entry.is_file() and not entry.name.startswith(".")
         ),
@@ -82,14 +89,25 @@ def examine(
     _examine_pixels(findings, decoded)
     findings.duplicates = _duplicates(decoded, groups)
     findings.straddling = _straddling(
-        decoded.photos, groups, split, val_fraction, split_seed, split_folders(root)
+        decoded.photos, groups, split, val_fraction, split_seed, split_folders(root), decided
     )
+    features = None
     if network is None:
         findings.unchecked = "there are no weights (--model.weights null, or no download)"
     elif len(decoded.photos) < 2:
         findings.unchecked = "there are too few photos"
     else:
-        _examine_features(findings, decoded, groups, _features(decoded, network, workers))
+        features = _features(decoded, network, workers)
+        _examine_features(findings, decoded, groups, features)
+    findings.settle(decided.used)
+    asked = findings.in_question()
+    near = {} if features is None else _neighbours(findings, asked, decoded, groups, features)
+    label_of = {photo.path: photo.label for photo in photos}
+    findings.asked = {
+        path: Asked(label_of[path], digest, near.get(path, {}))
+        for path, digest in ((path, sha256_of(root / path)) for path in asked)
+        if digest  # else it cannot be opened any more
+    }
     return findings
 
 
@@ -172,6 +190,7 @@ def _straddling(
     val_fraction: float,
     split_seed: int,
     sides: Mapping[str, str],
+    decided: Review,
 ) -> dict[str, list[list[str]]]:
     """Find what straddles the notebook's split, this program's and a given one, by the groups found here."""
     splits = {
@@ -189,7 +208,7 @@ def _straddling(
         }
         splits[split] = [
             placed._replace(group=group_of[placed.path])
-            for placed in read_split(Path(split), photos, both=False)
+            for placed in read_split(Path(split), photos, decided.paths(EXCLUDE), decided.used, both=False)
         ]
     return {name: list(straddling(placed).values()) for name, placed in splits.items()}
 
@@ -217,6 +236,35 @@ def _examine_features(
     findings.labels = _check_labels(features.numpy(), labels, groups, paths)
     if findings.labels is None:
         findings.unchecked = f"fewer than two classes have {FOLDS} different photos"
+
+
+def _neighbours(
+    findings: Findings, asked: Sequence[str], decoded: DecodedPhotos, groups: np.ndarray, features: Tensor
+) -> dict[str, dict[str, list[str]]]:
+    """Find the most similar photos of each photo in question: of its class and of the one that it may be."""
+    row_of = {photo.path: row for row, photo in enumerate(decoded.photos)}
+    suspects = (
+        {suspect.path: suspect.likely for suspect in findings.labels.suspects} if findings.labels else {}
+    )
+    others = {
+        path: label
+        for copies in findings.duplicates
+        for path in copies.paths
+        for label in copies.classes
+        if label != decoded.photos[row_of[path]].label
+    } | suspects
+    near = nearest_of_classes(
+        features,
+        groups,
+        [photo.label for photo in decoded.photos],
+        [row_of[path] for path in asked],
+        [others.get(path) for path in asked],
+        [row_of[path] for path in suspects],
+    )
+    return {
+        path: {label: [decoded.photos[row].path for row in rows] for label, rows in found.items()}
+        for path, found in zip(asked, near, strict=True)
+    }
 
 
 def _check_labels(

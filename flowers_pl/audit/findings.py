@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Container
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 UNREADABLE, MISNAMED, UNLIKE = "unreadable", "wrongly named", "unlike any class"
+PIXELS = ("too dark", "too bright", "nearly blank", "blurred")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,22 @@ class LabelCheck:
     suspects: list[SuspectLabel]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A photo that a person is to decide on.
+
+    Args:
+        label: the class that its folder names.
+        sha256: of its file.
+        neighbours: paths of the most similar photos of its class and of another, by the class; empty where
+            there is no network.
+    """
+
+    label: str
+    sha256: str
+    neighbours: dict[str, list[str]]
+
+
 @dataclass
 class Findings:
     """Everything that an audit found.
@@ -103,6 +121,8 @@ class Findings:
         straddling: for each split its groups of duplicates with photos on both sides.
         labels: None where they were not checked.
         unchecked: why not.
+        reviewed: what an earlier review did to how many photos, see `Review.counts`.
+        asked: what a person needs to know of each photo that they are to decide on, by its path.
     """
 
     root: str
@@ -120,6 +140,29 @@ class Findings:
     straddling: dict[str, list[list[str]]] = field(default_factory=dict)
     labels: LabelCheck | None = None
     unchecked: str = ""
+    reviewed: dict[str, int] = field(default_factory=dict)
+    asked: dict[str, Asked] = field(default_factory=dict)
+
+    def settle(self, decided: Container[str]) -> None:
+        """Drop what a person has decided already: suspect labels, duplicates all of which are decided, and
+        pictures that are poor or unlike any class."""
+        self.faults = [
+            fault for fault in self.faults if fault.path not in decided or fault.kind not in (UNLIKE, *PIXELS)
+        ]
+        self.duplicates = [
+            copies for copies in self.duplicates if not all(path in decided for path in copies.paths)
+        ]
+        if self.labels is not None:
+            open_ones = [suspect for suspect in self.labels.suspects if suspect.path not in decided]
+            self.labels = replace(self.labels, suspects=open_ones)
+
+    def in_question(self) -> list[str]:
+        """Return the paths of the photos that a person is to decide on, each once."""
+        suspects = self.labels.suspects if self.labels else []
+        paths = [path for copies in self.duplicates for path in copies.paths]
+        paths += [suspect.path for suspect in suspects]
+        paths += [fault.path for fault in self.faults if fault.kind in (UNLIKE, *PIXELS)]
+        return list(dict.fromkeys(paths))
 
     @property
     def imbalance(self) -> float:

@@ -14,6 +14,7 @@ DARK, BRIGHT, BLANK = 64, 192, 16  # grey levels of 0 to 255
 BLURRED = 0.1
 TILES = 4  # a side
 NEIGHBOURS = 10
+SHOWN = 3  # similar photos of a class beside one that a person is asked about
 FENCE = 1.5  # interquartile ranges above the third quartile: Tukey 1977
 ALIKE = 0.94
 GREY = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601
@@ -122,6 +123,52 @@ def neighbourhood(features: Tensor, groups: Sequence[int] | np.ndarray, rows: in
             if start + row < column:
                 alike.append((start + row, column, float(cosines[row, column])))
     return Neighbourhood(torch.cat(distances).numpy(), sorted(alike, key=lambda pair: -pair[2]))
+
+
+def nearest_of_classes(
+    features: Tensor,
+    groups: np.ndarray,
+    labels: Sequence[str],
+    rows: Sequence[int],
+    others: Sequence[str | None],
+    barred: Sequence[int],
+    chunk: int = 256,
+) -> list[dict[str, list[int]]]:
+    """Find the photos most similar to some photos: in their own class, and in another.
+
+    Args:
+        features: float (N, D).
+        groups: int64 (N,): duplicates, which are not compared.
+        labels: N of them.
+        rows: the photos to find similar ones of.
+        others: for each of `rows` the other class; None for that of the most similar photo of another class.
+        barred: rows of photos that stand for no class, because their labels are suspect.
+        chunk: photos that are compared at once.
+
+    Returns:
+        For each of `rows` two classes, its own first, each with at most `SHOWN` rows, the most similar first.
+    """
+    units, group = F.normalize(features, dim=1), torch.as_tensor(groups)
+    names, numbers = np.unique(np.array(labels), return_inverse=True)
+    label = torch.from_numpy(numbers)
+    number_of = {str(name): number for number, name in enumerate(names)}
+    found: list[dict[str, list[int]]] = []
+    for start in range(0, len(rows), chunk):
+        some = torch.tensor(rows[start : start + chunk])
+        cosines = units[some] @ units.T
+        cosines[:, list(barred)] = -2
+        cosines[group[some, None] == group] = -2
+        for row, cosine, other in zip(some.tolist(), cosines, others[start : start + chunk], strict=True):
+            own = int(label[row])
+            foreign = torch.where(label == own, -2.0, cosine)
+            second = number_of[other] if other in number_of else int(label[foreign.argmax()])
+            of_both: dict[str, list[int]] = {}
+            for number in (own, second):
+                best = torch.where(label == number, cosine, -2.0).topk(min(SHOWN, len(cosine)))
+                pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                of_both[str(names[number])] = [index for index, value in pairs if value > -2]
+            found.append(of_both)
+    return found
 
 
 def far_away(distance: np.ndarray) -> list[int]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from flowers_pl.audit.findings import MISNAMED, UNLIKE, UNREADABLE, Duplicates, Findings
+from flowers_pl.audit.findings import MISNAMED, PIXELS, UNLIKE, UNREADABLE, Duplicates, Findings
 from flowers_pl.core.text import printable
 from flowers_pl.data.folder import LeftOut
+from flowers_pl.data.reviews import in_words
 
-PIXELS = ("too dark", "too bright", "nearly blank", "blurred")
 HARMLESS = (MISNAMED, "animated", "small", "elongated")  # worth knowing, but no reason to leave a photo out
 
 
@@ -21,11 +21,12 @@ class Entry(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Findings of one kind; `meaning` tells a reader what to make of them."""
+    """Findings of one kind; `meaning` tells a reader what to make of them, and `asks` whether to decide."""
 
     title: str
     meaning: str
     entries: list[Entry]
+    asks: bool = False
 
 
 def sections(findings: Findings) -> list[Section]:
@@ -36,23 +37,30 @@ def sections(findings: Findings) -> list[Section]:
             "One photo in several classes",
             "At most one of the labels is right. Training leaves all copies out.",
             _duplicates(copies for copies in findings.duplicates if len(copies.classes) > 1),
+            asks=True,
         ),
         Section(
             "Suspect labels",
             "Models that never saw these photos are sure of another class. They are often wrong, so look. The"
             " worst come first.",
             _suspects(findings),
+            asks=True,
         ),
         Section(
             "Unlike any class",
             "Far from all other photos: perhaps not a flower, perhaps an unusual picture of one.",
             _faults(findings, UNLIKE),
+            asks=True,
         ),
-        *(Section(kind.capitalize(), "Little can be seen.", _faults(findings, kind)) for kind in PIXELS),
+        *(
+            Section(kind.capitalize(), "Little can be seen.", _faults(findings, kind), asks=True)
+            for kind in PIXELS
+        ),
         Section(
             "Duplicates within a class",
             "They belong on the same side of a split.",
             _duplicates(copies for copies in findings.duplicates if len(copies.classes) == 1),
+            asks=True,
         ),
         *(
             Section(
@@ -121,6 +129,8 @@ def summary(findings: Findings) -> list[str]:
         ]
     if findings.strays:
         lines.append(f"Files beside the class folders, which no command reads: {len(findings.strays)}.")
+    if findings.reviewed:
+        lines.append(f"{in_words(findings.reviewed, 'The review')}. What it decided is not asked again.")
     straddling = ", ".join(f"{printable(name)} {len(groups)}" for name, groups in findings.straddling.items())
     lines.append(f"Groups of duplicates on both sides of a split: {straddling}.")
     return [*lines, *_labels(findings)]
@@ -164,7 +174,7 @@ def report(findings: Findings, most: int | None = None) -> str:
         most: lines a section; None for all.
     """
     lines = summary(findings)
-    for title, meaning, entries in sections(findings):
+    for title, meaning, entries, _ in sections(findings):
         lines += ["", f"{title}: {len(entries)}. {meaning}"]
         for entry in entries[:most]:
             names = " = ".join(map(printable, entry.paths))

@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowers_pl.audit.clean_copy import copy_clean
 from flowers_pl.audit.examination import examine
 from flowers_pl.audit.html import render_page
 from flowers_pl.audit.text import report, to_leave_out
@@ -15,8 +16,10 @@ from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import check_writable, replacing
 from flowers_pl.core.screen import show
+from flowers_pl.core.text import plural
 from flowers_pl.data.exclusions import write_exclusions
 from flowers_pl.data.folder import class_folders
+from flowers_pl.data.reviews import read_review
 from flowers_pl.data.split_photos import check_settings
 from flowers_pl.network.mobilenet import FlowerNet
 from flowers_pl.network.weights import NotDownloadedError, load_weights
@@ -67,6 +70,9 @@ def audit(
     output: str = "audit",
     write: str | None = None,
     most: int = 50,
+    review: str | None = None,
+    apply: str | None = None,
+    to: str | None = None,
 ) -> None:
     """Find what is wrong with a folder of photos: bad files, duplicates, suspect labels, poor pictures.
 
@@ -78,20 +84,34 @@ def audit(
         output: folder for audit.html, audit.txt and audit.json.
         write: file for a list of the photos that a clean set would do without; look through it before you
             give it to 'fit --data.exclude'.
-        most: number of findings that audit.html shows in a section.
+        most: number of findings that audit.html shows in a section, of those that ask for no decision.
+        review: file of earlier decisions, which the page saved: what they settle is not asked again.
+        apply: file of decisions, which the page saved: instead of an audit, make a clean copy of the folder
+            as they say.
+        to: folder for that copy, empty or not there yet.
     """
+    if apply is not None or to is not None:
+        _apply(data.root, apply, to)
+        return
     _check(data, output, write, most)
     network = _network(model.weights)
     findings = examine(
         Path(data.root), network, data.image_size, data.split, data.val_fraction, data.split_seed,
-        None if data.cache_dir is None else Path(data.cache_dir), data.workers,
+        None if data.cache_dir is None else Path(data.cache_dir), data.workers, review,
     )  # fmt: skip
     folder = Path(output)
     _write(folder / "audit.txt", report(findings) + "\n")
     _write(folder / "audit.json", json.dumps(findings.as_dict(), indent=1) + "\n")
-    _write(folder / "audit.html", render_page(findings, most))
+    _write(
+        folder / "audit.html", render_page(findings, most, read_review(review, "--review") if review else ())
+    )
     show(report(findings, ON_SCREEN))
     log.info("Written to %s: audit.html, audit.txt, audit.json.", folder)
+    if findings.asked:
+        log.info(
+            "%s to decide on: open %s in a browser, and train by your decisions with 'fit --data.review"
+            " review.csv'.", plural(len(findings.asked), "photo"), folder / "audit.html",
+        )  # fmt: skip
     if write is not None:
         listed = to_leave_out(findings)
         write_exclusions(write, listed)
@@ -112,6 +132,13 @@ def _network(weights: str | None) -> FlowerNet | None:
         log.warning("Labels will not be checked. %s", error)
         return None
     return network
+
+
+def _apply(root: str, review: str | None, to: str | None) -> None:
+    if review is None or to is None:
+        given, missing = ("--to", "--apply FILE") if review is None else ("--apply", "--to DIR")
+        raise FlowersError(f"{given} makes a clean copy of the folder together with {missing}; give both.")
+    copy_clean(Path(root), review, Path(to))
 
 
 def _check(data: AuditData, output: str, write: str | None, most: int) -> None:

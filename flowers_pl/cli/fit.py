@@ -238,8 +238,8 @@ def _conclude(made: Run, best_epoch: int, metrics: dict[str, float]) -> None:
             " the run %s.",
             refit.run,
         )
-    shown = "Everything of this run is in %s; 'tensorboard --logdir %s' shows it."
-    log.info(shown, made.folder, made.folder.parent)
+    everything = "Everything of this run is in %s; 'tensorboard --logdir %s' shows it."
+    log.info(everything, made.folder, made.folder.parent)
 
 
 def _log_settings(trainer: L.Trainer, settings: dict[str, Any], metrics: dict[str, float]) -> None:

@@ -187,7 +187,7 @@ def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterabl
     spreadsheet would take for a formula gets an apostrophe before it (OWASP, "CSV Injection").
     """
     with open(file, "w", newline="", encoding="utf-8") as stream:
-        table = [[_quoted(cell) for cell in row] for row in (header, *rows)]
+        table = [[csv_text(cell) for cell in row] for row in (header, *rows)]
         returns = any("\r" in str(cell) for row in table for cell in row)  # quoted from Python 3.13 on only
         writer = csv.writer(
             stream, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
@@ -223,14 +223,15 @@ def read_csv(file: str | os.PathLike[str], columns: Iterable[str] = ()) -> list[
             break
         lacking.append(missing)
     else:
-        raise LookupError(min(lacking, key=len)[0])
+        raise LookupError(min(lacking, key=len)[0])  # with the delimiter that it seems to have
     rows = [{name: cell for name, cell in row.items() if name is not None} for row in reader]
     return [
         {_unquoted(name): _unquoted(cell) for name, cell in row.items()} for row in rows if any(row.values())
     ]
 
 
-def _quoted(cell: object) -> object:
+def csv_text(cell: object) -> object:
+    """Return what `write_csv` writes for a cell, before the quotes that commas, quotes and breaks need."""
     if not isinstance(cell, str):
         return cell
     return ("'" if _is_formula(cell) else "") + escape_bytes(cell)

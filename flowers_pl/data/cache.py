@@ -221,7 +221,7 @@ class _Cache:
             thumbs = np.load(entry / THUMBS)
             if not os.path.samestat(os.fstat(hold.table.fileno()), (entry / TABLE).stat()):
                 return None  # replaced meanwhile
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
             return None
         rows = np.array([photo["row"] for photo in table["photos"]], dtype=np.int64)
         return DecodedPhotos(

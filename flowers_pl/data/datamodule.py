@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from flowers_pl.core.files import seen_from_here
 from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles, photos_to_predict
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
-from flowers_pl.data.download import download_flower_photos
-from flowers_pl.data.drawing_folder import write_drawings
+from flowers_pl.data.drawing_folder import obtain_photos
 from flowers_pl.data.feature_cache import FeatureCache
 from flowers_pl.data.folder import TEST, VAL, LeftOut, Photo, list_photos, split_folders
 from flowers_pl.data.formats import Limits, set_limits
@@ -29,8 +27,7 @@ from flowers_pl.data.soft_labels import SoftLabels
 from flowers_pl.data.split import Placed
 from flowers_pl.data.split_photos import SplitPhotos, SplitSettings, check_settings, class_numbers
 
-log = logging.getLogger(__name__)
-SETTINGS = ("image_size", "val_fraction", "split", "split_seed", "exclude", "drawn", "drawn_size")
+SETTINGS = ("image_size", "val_fraction", "split", "split_seed", "exclude", "review", "drawn", "drawn_size")
 
 
 class FlowersDataModule(L.LightningDataModule):
@@ -49,6 +46,8 @@ class FlowersDataModule(L.LightningDataModule):
         exclude: a CSV file whose column path names photos of `root` to leave out; 'audit --write' writes one.
         stored_size: pixels a side that training photos are kept at, for sharper crops (`augmentation.crop`);
             default `image_size`, at which validation photos are read in any case.
+        review: a CSV file of decisions on photos of `root`: those to leave out, and the right labels of
+            others; the page of 'audit' saves one. `exclude` wins over it.
         augmentation: how far training photos may be changed.
         balance: against classes of unequal size: 'sampler' shows as many photos of each class in an epoch,
             'loss' weighs the training losses so that each class counts the same. Validation is not changed.
@@ -91,6 +90,7 @@ class FlowersDataModule(L.LightningDataModule):
         seed: int = 0,
         exclude: str | None = None,
         stored_size: int | None = None,
+        review: str | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
         balance: Balance = "none",
         soft_labels: str | None = None,
@@ -110,12 +110,13 @@ class FlowersDataModule(L.LightningDataModule):
         check_settings(image_size, val_fraction, workers, batch_size, drawn, stored_size)
         self.root, self.image_size, self.batch_size = Path(root).expanduser(), image_size, batch_size
         self.val_fraction, self.split, self.split_seed, self.seed = val_fraction, split, split_seed, seed
-        self.exclude = None if exclude is None else str(Path(exclude).resolve())
+        self.exclude, self.review = (file and str(Path(file).resolve()) for file in (exclude, review))
         self.augmentation, self.workers, self.balance = augmentation, workers, balance
         self.stored_size = stored_size or image_size
         self.soft_labels = SoftLabels(soft_labels, soft_labels_weight)
         self.unreadable, self.test_root, self.predict_root = unreadable, test_root, predict_root
         self.drawn, self.drawn_size, self.cache = drawn, drawn_size, cache
+        self.reviewed: dict[str, int] = {}
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.classes: list[str] = []
         self.reported_photos: list[Photo] = []
@@ -136,11 +137,7 @@ class FlowersDataModule(L.LightningDataModule):
         """
         if self._split is not None or not self._needs_root():
             return
-        if self.drawn:
-            write_drawings(self.root, self.drawn, self.split_seed, self.drawn_size)
-            log.info("%s holds drawings, not photos: %d of each kind.", self.root, self.drawn)
-        elif not self.root.exists() and self.root.absolute() == Path("data/flowers").absolute():
-            download_flower_photos(self.root)
+        obtain_photos(self.root, self.drawn, self.split_seed, self.drawn_size)
         self._list_and_decode(retry=True)
 
     def _needs_root(self) -> bool:
@@ -187,8 +184,9 @@ class FlowersDataModule(L.LightningDataModule):
     def _setup_split(self) -> None:
         skip = self.unreadable == "skip" or not self._training()
         settings = SplitSettings(
-            self.root, self.split, self.val_fraction, self.split_seed, self.exclude, skip, self.all_of
-        )
+            self.root, self.split, self.val_fraction, self.split_seed, self.exclude, self.review, skip,
+            self.all_of,
+        )  # fmt: skip
         listed, decoded = self._list_and_decode(retry=False)
         self._split = SplitPhotos.from_decoded(
             listed, decoded, settings, self.seed, self.classes, self.augmentation.num_draws
@@ -197,7 +195,8 @@ class FlowersDataModule(L.LightningDataModule):
             self._split.check_stored(self._stored)
         if self.trainer is not None and self.trainer.world_size > 1:
             self._split.check_ranks_agree(self.trainer.strategy, self.root)
-        self.classes, train = self._split.class_names, self.train_photos
+        self.classes, self.reviewed = self._split.class_names, self._split.reviewed
+        train = self.train_photos
         train.targets = self.soft_labels.targets(self.classes, self.placed, train.labels)
         validating = [photo.path for photo in self.placed if photo.side == VAL]
         self.reported_photos = self._named(validating, self.val_photos.labels)

@@ -1,15 +1,37 @@
-"""A folder of drawings: written whole, and replaced only where nothing but drawings would be lost."""
+"""A folder of drawings, replaced as a whole and only where nothing but drawings would be lost, or a download."""
 
 import json
+import logging
 import re
 from pathlib import Path
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable, replacing_folder
 from flowers_pl.core.text import printable
+from flowers_pl.data.download import download_flower_photos
 from flowers_pl.data.drawings import KINDS, VERSION, draw_flower
 
+log = logging.getLogger(__name__)
 _MARKER = ".drawn.json"
+
+
+def obtain_photos(root: Path, drawn: int, seed: int, size: int) -> None:
+    """Draw photos into a folder, or download them where it is the default one and missing.
+
+    Args:
+        root: the folder of class folders.
+        drawn: number of drawings of each kind; 0 for photos.
+        seed: which drawings.
+        size: width and height of a drawing in pixels.
+
+    Raises:
+        FlowersError: as `write_drawings` and `download_flower_photos` do.
+    """
+    if drawn:
+        write_drawings(root, drawn, seed, size)
+        log.info("%s holds drawings, not photos: %d of each kind.", root, drawn)
+    elif not root.exists() and root.absolute() == Path("data/flowers").absolute():
+        download_flower_photos(root)
 
 
 def write_drawings(root: Path, per_class: int, seed: int = 0, size: int = 96) -> None:

@@ -15,7 +15,7 @@ from flowers_pl.core.text import nfc, plural, printable
 log = logging.getLogger(__name__)
 NAMED = 20  # unreadable files that are named on screen
 UNREADABLE, TWO_CLASSES, EXCLUDED = "unreadable", "under two classes", "excluded"
-OTHER_SIDE = "on another side of the split"
+OTHER_SIDE, REVIEWED = "on another side of the split", "left out in a review"
 TRAIN, VAL, TEST = "train", "val", "test"
 SIDES = {
     "train": TRAIN, "training": TRAIN,
@@ -47,8 +47,8 @@ class LeftOut(NamedTuple):
     Args:
         path: see `Photo`.
         reason: for people.
-        kind: for programs: `UNREADABLE`, `TWO_CLASSES`, `OTHER_SIDE` or `EXCLUDED`; empty in lists that do
-            not say.
+        kind: for programs: `UNREADABLE`, `TWO_CLASSES`, `OTHER_SIDE`, `EXCLUDED` or `REVIEWED`; empty in
+            lists that do not say.
     """
 
     path: str

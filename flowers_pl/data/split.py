@@ -16,6 +16,7 @@ from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import read_csv, write_csv
 from flowers_pl.core.text import nfc, printable
 from flowers_pl.data.folder import NAMED, OTHER_SIDE, TEST, TRAIN, TWO_CLASSES, VAL, LeftOut, Photo
+from flowers_pl.data.reviews import RELABEL
 
 log = logging.getLogger(__name__)
 HEADER = ("path", "label", "side", "group")
@@ -29,12 +30,14 @@ class Placed(NamedTuple):
         label: its class.
         side: "train" or "val".
         group: path of the first of the photos that are duplicates of each other; its own where it has none.
+        review: what a review did with it, "keep" or "relabel" (the label is then not its folder's), or "".
     """
 
     path: str
     label: str
     side: str
     group: str
+    review: str = ""
 
 
 def grouped_split(
@@ -196,6 +199,23 @@ def check_sides(
         )
 
 
+def _match(placed: Sequence[Placed], photos: Sequence[Photo], decided: Container[str]) -> list[Photo | None]:
+    """Find the photo of each row of a list, with the label that it gets; None where there is none."""
+    known = {nfc(photo.path): photo for photo in photos}
+    known |= {photo.path: photo for photo in photos}  # one that is spelled the same
+    spelled = {nfc(photo.label): photo.label for photo in photos}
+
+    def match(row: Placed) -> Photo | None:
+        photo, label = known.get(row.path) or known.get(nfc(row.path)), spelled.get(nfc(row.label))
+        if photo is None or photo.path in decided:
+            return photo
+        if row.review == RELABEL:
+            return None if label is None else Photo(photo.path, label)
+        return photo if photo.label == label else None
+
+    return [match(row) for row in placed]
+
+
 def straddling(placed: Sequence[Placed]) -> dict[str, list[str]]:
     """Return the groups of duplicates with photos on both sides: group -> paths."""
     groups: dict[str, list[Placed]] = defaultdict(list)
@@ -209,19 +229,26 @@ def straddling(placed: Sequence[Placed]) -> dict[str, list[str]]:
 
 
 def write_split(file: Path, placed: Sequence[Placed]) -> None:
-    """Write the list that `read_split` reads."""
-    write_csv(file, HEADER, placed)
+    """Write the list that `read_split` reads; it has the column review where there was one."""
+    reviewed = any(photo.review for photo in placed)
+    write_csv(file, (*HEADER, "review") if reviewed else HEADER, (photo[: 4 + reviewed] for photo in placed))
 
 
 def read_split(
-    file: Path, photos: Sequence[Photo], excluded: Container[str] = (), both: bool = True
+    file: Path,
+    photos: Sequence[Photo],
+    excluded: Container[str] = (),
+    decided: Container[str] = (),
+    both: bool = True,
 ) -> list[Placed]:
     """Read a list that a run wrote: its photos and no others.
 
     Args:
-        file: CSV with the columns path, label, side ("train" or "val") and group.
+        file: CSV with the columns path, label, side ("train" or "val") and group, and perhaps review; where
+            that is "relabel", the label is the list's, not that of the photo's folder.
         photos: those that can be read.
         excluded: paths to ignore.
+        decided: paths of those of `photos` whose label a review confirmed or changed, whatever the list says.
         both: whether it must have photos on both sides, which that of a refit has not.
 
     Raises:
@@ -229,7 +256,7 @@ def read_split(
     """
     try:
         rows = read_csv(file, HEADER)
-        listed = [Placed(*(row[name] for name in HEADER)) for row in rows]
+        listed = [Placed(*(row.get(name, "") for name in (*HEADER, "review"))) for row in rows]
         placed = sorted(photo for photo in listed if photo.path not in excluded)
     except LookupError as missing:
         raise FlowersError(
@@ -240,12 +267,7 @@ def read_split(
             f"--data.split: {str(file)!r} cannot be read ({reason_of(error)}); give 'grouped', 'notebook',"
             " or a run's split.csv."
         ) from error
-    known = {(nfc(photo.path), nfc(photo.label)): photo for photo in photos}
-    known |= {(photo.path, nfc(photo.label)): photo for photo in photos}  # one that is spelled the same
-    matching = [
-        known.get((photo.path, nfc(photo.label))) or known.get((nfc(photo.path), nfc(photo.label)))
-        for photo in placed
-    ]
+    matching = _match(placed, photos, decided)
     unknown = [photo for photo, match in zip(placed, matching, strict=True) if match is None]
     for photo in placed:
         if photo.side not in (TRAIN, VAL):

@@ -29,6 +29,7 @@ from flowers_pl.data.folder import (
     report_left_out,
     split_folders,
 )
+from flowers_pl.data.reviews import mend, open_review
 from flowers_pl.data.split import (
     Placed,
     check_sides,
@@ -52,6 +53,7 @@ class SplitSettings:
         val_fraction: share of the photos that validate.
         split_seed: decides which.
         exclude: a CSV file that names photos to leave out.
+        review: a CSV file of a person's decisions on photos.
         skip_unreadable: whether a run goes on without photos that cannot be read.
         all_of: a split.csv that takes the place of `split` and `exclude`: the photos of both its sides are
             trained on, and none validates.
@@ -62,6 +64,7 @@ class SplitSettings:
     val_fraction: float
     split_seed: int
     exclude: str | None
+    review: str | None
     skip_unreadable: bool
     all_of: Path | None = None
 
@@ -76,6 +79,7 @@ class SplitPhotos:
         left_out: the others, each with the reason.
         train: the photos to train on.
         val: the photos to validate with.
+        reviewed: what a review did to how many photos, see `Review.counts`.
     """
 
     class_names: list[str]
@@ -83,6 +87,7 @@ class SplitPhotos:
     left_out: list[LeftOut]
     train: CachedPhotos
     val: CachedPhotos
+    reviewed: dict[str, int]
 
     @classmethod
     def from_decoded(
@@ -94,7 +99,7 @@ class SplitPhotos:
         model_classes: Sequence[str] = (),
         num_draws: int = DRAWS,
     ) -> SplitPhotos:
-        """Leave out, group duplicates and split; log what was done.
+        """Leave out, correct labels, group duplicates and split; log what was done.
 
         Args:
             listed: all files of the class folders.
@@ -105,14 +110,19 @@ class SplitPhotos:
             num_draws: for the augmentation of each photo.
 
         Raises:
-            FlowersError: the photos, the split or the list of exclusions are not usable.
+            FlowersError: the photos, the split, the list of exclusions or the review are not usable.
         """
         if settings.all_of is not None:
-            settings = replace(settings, split=str(settings.all_of), exclude=None)
+            settings = replace(settings, split=str(settings.all_of), exclude=None, review=None)
         sides = split_folders(settings.root)
         by_folders = bool(sides) and settings.split == "grouped"
         testing = {photo.path for photo in listed if sides.get(photo.path.partition("/")[0]) == TEST}
         compared, excluded = leave_out(decoded, settings.exclude)  # with the photos to test on
+        aside = {"is on the list of --data.exclude": {entry.path for entry in excluded}}
+        aside |= {"is among the photos to test on": testing}
+        review = open_review(settings.review, settings.root, listed, aside)
+        compared, rejected = mend(compared, review, Path(settings.review or "").name)
+        excluded += rejected
         usable = compared.without(testing)
         report_left_out(usable.left_out, settings.root, settings.skip_unreadable)
         listed = [photo for photo in listed if photo.path not in testing]
@@ -127,7 +137,11 @@ class SplitPhotos:
                 compared.photos, groups, sides, settings.val_fraction, settings.split_seed
             )
         else:
-            placed, conflicts = _split(usable, settings, {entry.path for entry in excluded})
+            placed, conflicts = _split(usable, settings, {entry.path for entry in excluded}, review.used)
+        placed = [
+            photo._replace(review=review.used[photo.path].action) if photo.path in review.used else photo
+            for photo in placed
+        ]
         if settings.all_of is not None:
             placed = [photo._replace(side=TRAIN) for photo in placed]
         check_sides(placed, found, settings.split == "grouped" and not all_trained, settings.all_of is None)
@@ -141,7 +155,7 @@ class SplitPhotos:
             return CachedPhotos(usable, rows, labels, seed, num_draws)
 
         left_out = sorted([*usable.left_out, *conflicts, *excluded])
-        return cls(class_names, placed, left_out, side(TRAIN, seed), side(VAL, None))
+        return cls(class_names, placed, left_out, side(TRAIN, seed), side(VAL, None), review.counts)
 
     def check_ranks_agree(self, strategy: Strategy, root: Path) -> None:
         """Check that all ranks found the same photos: each lists them for itself, and they may change.
@@ -188,14 +202,15 @@ def class_numbers(
 
 
 def _split(
-    decoded: DecodedPhotos, settings: SplitSettings, excluded: Container[str]
+    decoded: DecodedPhotos, settings: SplitSettings, excluded: Container[str], decided: Container[str]
 ) -> tuple[list[Placed], list[LeftOut]]:
     groups = duplicate_groups(decoded.digests, decoded.phashes, decoded.thumbs)
     if settings.split == "grouped":
         return grouped_split(decoded.photos, groups, settings.val_fraction, settings.split_seed)
     if settings.split == "notebook":
         return notebook_split(decoded.photos, groups, settings.val_fraction), []
-    return read_split(Path(settings.split), decoded.photos, excluded, settings.all_of is None), []
+    both = settings.all_of is None
+    return read_split(Path(settings.split), decoded.photos, excluded, decided, both), []
 
 
 def _log_split(

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 import flowers_pl
 from flowers_pl.core.text import printable
 from flowers_pl.data.folder import TRAIN, VAL
+from flowers_pl.data.reviews import in_words
 from flowers_pl.data.split import Placed
 
 LATER = {  # settings that checkpoints of 0.1.0 lack
@@ -83,6 +84,7 @@ def model_card(
         split_seed=data.get("split_seed"),
         val_share=f"{data.get('val_fraction', 0):.0%}",
         counts=list(_counts(facts["classes"], placed)) if placed else [],
+        reviewed=in_words(facts["review"], "A review") if facts.get("review") else "",
         left_out=_left_out(num_left_out, facts.get("left_out", {})),
         weights=PurePath(settings["weights"] or "").name,
         stage=facts["stage"],

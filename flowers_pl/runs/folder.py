@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def settings_of(ckpt: Path, facts: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the data settings that a checkpoint was trained with, with its very split where that is there.
 
-    A split names its photos, so a list of photos to exclude is then not needed.
+    A split names its photos, so a list of photos to exclude and a review are then not needed.
 
     Args:
         ckpt: the checkpoint.
@@ -37,7 +37,7 @@ def settings_of(ckpt: Path, facts: dict[str, Any] | None = None) -> dict[str, An
     if unknown := sorted(data.keys() - signature(FlowersDataModule).parameters.keys()):
         raise unusable(ckpt, f"{KEY}.data.{unknown[0]} is not known")
     split = ckpt.parent / SPLIT
-    return data | ({"split": str(split), "exclude": None} if split.is_file() else {})
+    return data | ({"split": str(split), "exclude": None, "review": None} if split.is_file() else {})
 
 
 def split_of(ckpt: Path) -> list[Placed]:

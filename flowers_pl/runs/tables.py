@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import os
 import time
 from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import read_csv, replacing, write_csv
-from flowers_pl.core.names import LEFT_OUT, SPLIT
+from flowers_pl.core.names import LAST, LEFT_OUT, SPLIT
+from flowers_pl.core.text import plural, printable
 from flowers_pl.data.batches import Batch
-from flowers_pl.data.split import write_split
+from flowers_pl.data.folder import NAMED
+from flowers_pl.data.split import Placed, write_split
+from flowers_pl.runs.folder import split_of
+
+log = logging.getLogger(__name__)
 
 
 class EpochTable(Logger):
@@ -145,8 +153,26 @@ class DataFiles(L.Callback):
             )
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if trainer.ckpt_path is not None:
+                self._log_changes(data.placed)
             write_split(self.folder / SPLIT, data.placed)
             write_csv(self.folder / LEFT_OUT, ("path", "reason"), (photo[:2] for photo in data.left_out))
+
+    def _log_changes(self, placed: Sequence[Placed]) -> None:
+        """Say where the photos of a run that is resumed are not what they were: a list that decides on them
+        may have changed under the same name."""
+        changed: list[str] = []
+        with suppress(FlowersError):  # it is damaged, and is written anew
+            before = {photo[:3] for photo in split_of(self.folder / LAST)}
+            changed = sorted({path for path, _, _ in before ^ {photo[:3] for photo in placed}})
+        if not changed:
+            return
+        log.warning(
+            "%s: %s of this run took part with another label or on another side before, or did not, or do"
+            " not any more: %s%s.",
+            self.folder / SPLIT, plural(len(changed), "photo"), printable(", ".join(changed[:NAMED])),
+            ", …" if len(changed) > NAMED else "",
+        )  # fmt: skip
 
 
 def same_on_all_ranks(trainer: L.Trainer, text: str) -> bool:

@@ -219,6 +219,7 @@ class FlowerModel(L.LightningModule):
             "precision": str(self.trainer.precision),
             "data": self._data.settings() if self._data else {},
             "left_out": dict(Counter(photo.kind for photo in self._data.left_out)) if self._data else {},
+            "review": dict(self._data.reviewed) if self._data else {},
             "unlike": self.novelty.state() if self.novelty else None,
             "temperature": self.temperature.state() if self.temperature else None,
             "refit_of": self.refit.state() if self.refit else None,
