@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -32,7 +33,7 @@ def predict(photos: Path, run: Path, precision: str) -> int:
     )  # fmt: skip
     data = FlowersDataModule(predict_root=str(photos))
     found = trainer.predict(FlowerClassifier.load(run / "best.ckpt"), datamodule=data) or []
-    return sum(len(batch.rows) for batch in found)  # type: ignore[union-attr]
+    return sum(len(batch.rows) for batch in found)  # type: ignore[union-attr, misc]
 
 
 def loop(photos: Path, run: Path) -> int:
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    methods: dict[str, tuple[Callable[..., int], ...]] = {
+    methods: dict[str, tuple[Any, ...]] = {  # a function and what it is given
         f"predict, {best_precision('cpu')}": (predict, args.photos, args.run, best_precision("cpu")),
         "predict, 32-true": (predict, args.photos, args.run, "32-true"),
         "onnxruntime with Pillow, in a loop": (loop, args.photos, args.run),

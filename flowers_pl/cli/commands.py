@@ -10,5 +10,6 @@ SUMMARIES = {
     "audit": "Find what is wrong with a folder of photos: files, duplicates, labels, poor pictures.",
     "explain": "Show where the model looks: heat maps in the run's folder gradcam.",
     "export": "Write the final model for use elsewhere, checked against its checkpoint, and a model card.",
+    "serve": "Classify pictures on a page in the browser, and for other programs by HTTP.",
     "cache": "List the decoded photos that are kept between runs, or remove them.",
 }

@@ -26,6 +26,7 @@ PATHS = (
     "data.root", "data.exclude", "data.review", "data.soft_labels", "data.split", "data.test_root",
     "data.predict_root", "data.cache_dir", "model.weights", "teacher_weights", "ckpt_path", "refit",
     "exported", "out", "root", "images", "output", "write", "review", "apply", "to",
+    "certfile", "keyfile",
 )  # fmt: skip
 NAMES = {"grouped", "notebook", *MobileNet_V2_Weights.__members__}  # that stand where a path may
 PROGRAM = "python -m flowers_pl"

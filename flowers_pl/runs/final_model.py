@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -223,6 +223,34 @@ def results_of(ckpt: Path) -> dict[str, Any] | None:
                 if name == "intervals" or isinstance(value, str | int | float)
             }
     return None
+
+
+class Judgement(NamedTuple):
+    """How good a model is.
+
+    Args:
+        accuracy: share of photos that it classified correctly; None where that was not measured.
+        judged_on: which photos these were, in words; None likewise.
+    """
+
+    accuracy: float | None = None
+    judged_on: str | None = None
+
+
+def judgement_of(folder: Path, step: int | None = None) -> Judgement:
+    """Return what the card in a folder says of how good a model is.
+
+    Args:
+        folder: of the checkpoint or the exported file.
+        step: of the weights; None for those that were exported.
+    """
+    exports = _read_known(folder / EXPORTS, step=int, files=dict)
+    step = exports.get("step") if step is None else step
+    tested = _read_known(folder / TEST_JSON, judged=str, photos=int, accuracy=float)
+    for found in (tested, (exports.get("results") or {}) | {"step": exports.get("step")}):
+        if step is not None and found.get("step") == step and isinstance(found.get("accuracy"), float):
+            return Judgement(found["accuracy"], f"{found.get('photos', 0):,} {found.get('judged', 'images')}")
+    return Judgement()
 
 
 def _read_known(file: Path, **entries: type) -> dict[str, Any]:
