@@ -239,7 +239,7 @@ def test_near_ties_are_those_of_the_model(model: FlowerClassifier) -> None:
     first, second = shares.argsort()[::-1][:2]
     swapped = shares.copy()
     swapped[[first, second]] = shares[[second, first]]
-    exported = Exported(CLASSES, SIZE, lambda _: swapped[None])
+    exported = Exported(CLASSES, SIZE, lambda _: {"probabilities": swapped[None]})
     near = shares[first] - shares[second] <= 0.01
     assert not near
     agreement = check_export(exported, model, [photo])

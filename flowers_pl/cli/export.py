@@ -11,40 +11,50 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable
 from flowers_pl.core.names import RUNS
 from flowers_pl.runs.final_model import find_photos, write_final
+from flowers_pl.runs.web import write_web
 from flowers_pl.training.checkpoint_files import newest_best
 from flowers_pl.training.classifier import FlowerClassifier
 
 
 def export(
     ckpt_path: str | None = None,
-    format: Literal["torch", "onnx"] = "torch",
+    format: Literal["torch", "onnx", "web"] = "torch",
     quantize: Literal["int8"] | None = None,
     out: str | None = None,
     root: str | None = None,
+    runtime: str | None = None,
 ) -> None:
     """Write the final model for use elsewhere, checked against its checkpoint, and a model card beside it.
 
     Args:
         ckpt_path: the checkpoint; null for the newest best.ckpt.
-        format: torch for a .pt2 of torch.export, or onnx.
-        quantize: int8 for a quantised ONNX file beside the other.
-        out: the file to write; null for final.pt2 or final.onnx beside the checkpoint.
+        format: torch for a .pt2 of torch.export, onnx, or web for a folder with a page that classifies
+            pictures in the browser, for any host of files.
+        quantize: int8 for a quantised ONNX file beside the other, or for a page whose model is quantised.
+        out: the file to write, or the folder of the page; null for final.pt2, final.onnx or web beside the
+            checkpoint.
         root: the folder of the training photos where it has moved; without them the model is checked on
             generated images.
+        runtime: for web, the folder or the archive of onnxruntime-web; null to download it (33 MB).
     """
     ckpt = Path(ckpt_path) if ckpt_path else newest_best(RUNS)
-    suffix = {"torch": ".pt2", "onnx": ".onnx"}[format]
-    if quantize and format != "onnx":
-        raise FlowersError("--quantize int8 needs --format onnx; give both.")
-    if out is not None and Path(out).suffix != suffix:
+    suffix = {"torch": ".pt2", "onnx": ".onnx", "web": ""}[format]
+    if quantize and format == "torch":
+        raise FlowersError("--quantize int8 needs --format onnx or web; give both.")
+    if runtime is not None and format != "web":
+        raise FlowersError("--runtime needs --format web; give both.")
+    if out is not None and format != "web" and Path(out).suffix != suffix:
         raise FlowersError(f"--out: the file for --format {format} must end in {suffix}; {out!r} does not.")
-    file = Path(out) if out else ckpt.parent / f"final{suffix}"
-    check_writable(file.parent, "--out" if out else "")
+    file = Path(out) if out else ckpt.parent / ("web" if format == "web" else f"final{suffix}")
+    check_writable(file if format == "web" else file.parent, "--out" if out else "")
     if root is not None and not Path(root).is_dir():
         raise FlowersError(f"--root: there is no folder {root!r}; give that of the training photos.")
     model = FlowerClassifier.load(ckpt)
     folder, placed = find_photos(ckpt, root)
-    write_final(model, ckpt, file, folder, placed, quantize=quantize)
+    if format == "web":
+        write_web(model, ckpt, file, folder, placed, Path(runtime) if runtime else None, quantize)
+    else:
+        write_final(model, ckpt, file, folder, placed, quantize=quantize)
 
 
 def run(args: list[str]) -> None:

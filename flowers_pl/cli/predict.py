@@ -16,7 +16,7 @@ from flowers_pl.core.names import PREDICTIONS, TEST_JSON
 from flowers_pl.core.screen import show
 from flowers_pl.core.text import plural
 from flowers_pl.evaluation.predictions import prediction_rows, prediction_table, write_predictions
-from flowers_pl.runs.final_model import predict_exported
+from flowers_pl.runs.exported import predict_exported
 
 log = logging.getLogger(__name__)
 

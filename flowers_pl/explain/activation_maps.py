@@ -176,8 +176,12 @@ def _closed_form(network: FlowerNet, inputs: Tensor, targets: Sequence[int] | No
     features = network.backbone(inputs)
     chosen = network.head(features.mean((2, 3))).argmax(1) if targets is None else list(targets)
     maps = torch.einsum("nkhw,nk->nhw", features, network.head.weight[chosen]).relu()
-    resized = F.interpolate(_scaled(maps)[:, None], inputs.shape[2:], mode="bilinear")[:, 0]
-    return _scaled(resized).cpu().numpy()
+    return scaled_maps(maps, inputs.shape[2:]).cpu().numpy()
+
+
+def scaled_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize maps of evidence, float (N, h, w), to `size`, (N, H, W), to reach from 0 to 1."""
+    return _scaled(F.interpolate(_scaled(maps)[:, None], size, mode="bilinear")[:, 0])
 
 
 def _scaled(maps: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from torch.export.pt2_archive._package import load_pt2
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.export.pt2_check import check_archive
-from flowers_pl.export.write import INPUT, OUTPUT, quiet, require
+from flowers_pl.export.write import INPUT, MAPS, OUTPUT, UNLIKE, quiet, require
+
+Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class Exported:
@@ -24,7 +26,9 @@ class Exported:
     Args:
         classes: class names, in the order of the outputs.
         image_size: height and width in pixels that the model resizes photos to.
-        run: a function from uint8 (N, 3, H, W) to float32 (N, classes).
+        run: a function from uint8 (N, 3, H, W) to what the file computes, by name: `probabilities`, float32
+            (N, classes), and, in a file of `export --format web`, `maps` and perhaps `unlike`.
+        outputs: these names.
 
     >>> import tempfile
     >>> from flowers_pl import Exported, FlowerClassifier, export_torch
@@ -39,8 +43,10 @@ class Exported:
     (4, 2)
     """
 
-    def __init__(self, classes: list[str], image_size: int, run: Callable[[np.ndarray], np.ndarray]) -> None:
-        self.classes, self.image_size, self._run = classes, image_size, run
+    def __init__(
+        self, classes: list[str], image_size: int, run: Run, outputs: Sequence[str] = (OUTPUT,)
+    ) -> None:
+        self.classes, self.image_size, self._run, self.outputs = classes, image_size, run, tuple(outputs)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Exported:
@@ -61,10 +67,10 @@ class Exported:
             raise FlowersError(
                 f"--exported: there is no file {str(path)!r}; write one with 'python -m flowers_pl export'."
             )
-        facts, run = openers[path.suffix](path)
+        facts, run, outputs = openers[path.suffix](path)
         try:
             classes = [str(name) for name in json.loads(facts["classes"])]
-            exported = cls(classes, int(facts["image_size"]), run)
+            exported = cls(classes, int(facts["image_size"]), run, outputs)
             shape = exported(np.zeros((1, 3, 8, 8), np.uint8)).shape
         except Exception as error:  # a foreign network may raise anything
             raise _foreign(path) from error
@@ -82,9 +88,20 @@ class Exported:
             TypeError: `photos` has another type or shape.
         """
         pixels = photos.cpu().numpy() if isinstance(photos, Tensor) else photos
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise TypeError(f"an exported model takes uint8 (N, 3, H, W), not {pixels.dtype} {pixels.shape}")
-        return self._run(pixels) if len(pixels) else np.empty((0, len(self.classes)), np.float32)
+        return self.explained(pixels)[OUTPUT] if len(pixels) else np.empty((0, len(self.classes)), np.float32)
+
+    def explained(self, photos: np.ndarray) -> dict[str, np.ndarray]:
+        """Return all that the file computes of one photo or more, by the names in `outputs`.
+
+        Args:
+            photos: uint8 (N, 3, H, W), RGB, of any height and width.
+
+        Raises:
+            TypeError: `photos` has another type or shape.
+        """
+        if photos.dtype != np.uint8 or photos.ndim != 4 or photos.shape[1] != 3:
+            raise TypeError(f"an exported model takes uint8 (N, 3, H, W), not {photos.dtype} {photos.shape}")
+        return self._run(photos)
 
     def each(self, photos: Iterable[np.ndarray | Tensor]) -> np.ndarray:
         """Return probabilities, float32 (N, classes), of N photos, uint8 (3, H, W), each of any size."""
@@ -97,7 +114,8 @@ def _foreign(path: Path) -> FlowersError:
     )
 
 
-Opened = tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]]
+Opened = tuple[dict[str, Any], Run, list[str]]
+KNOWN = ([OUTPUT], [OUTPUT, MAPS], [OUTPUT, MAPS, UNLIKE])
 
 
 def _open_onnx(path: Path) -> Opened:
@@ -111,13 +129,14 @@ def _open_onnx(path: Path) -> Opened:
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a dozen errors for bad files, without a common base
         raise _foreign(path) from error
-    if [node.name for node in (*session.get_inputs(), *session.get_outputs())] != [INPUT, OUTPUT]:
+    outputs = [node.name for node in session.get_outputs()]
+    if [node.name for node in session.get_inputs()] != [INPUT] or outputs not in KNOWN:
         raise _foreign(path)
 
-    def run(photos: np.ndarray) -> np.ndarray:
-        return np.asarray(session.run(None, {INPUT: photos})[0])
+    def run(photos: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(outputs, map(np.asarray, session.run(None, {INPUT: photos})), strict=True))
 
-    return dict(session.get_modelmeta().custom_metadata_map), run
+    return dict(session.get_modelmeta().custom_metadata_map), run, outputs
 
 
 def _open_torch(path: Path) -> Opened:
@@ -131,8 +150,7 @@ def _open_torch(path: Path) -> Opened:
         raise _foreign(path) from error
 
     @torch.inference_mode()
-    def run(photos: np.ndarray) -> np.ndarray:
-        probabilities: Tensor = module(torch.from_numpy(photos))
-        return probabilities.numpy()
+    def run(photos: np.ndarray) -> dict[str, np.ndarray]:
+        return {OUTPUT: module(torch.from_numpy(photos)).numpy()}
 
-    return facts, run
+    return facts, run, [OUTPUT]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from itertools import chain, takewhile
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -56,7 +57,7 @@ def quantize_int8(onnx_file: Path, out_file: Path, photos: Iterable[Tensor]) -> 
         original, folded = Path(scratch, "original.onnx"), Path(scratch, "folded.onnx")
         shutil.copyfile(onnx_file, original)  # onnxruntime refuses paths that are not UTF-8
         quant_pre_process(original, folded, skip_symbolic_shape=True)  # folds remaining batch norms
-        resize = takewhile(lambda node: node.op_type != "Conv", onnx.load(folded).graph.node)
+        nodes = list(onnx.load(folded).graph.node)
         feeds = ({INPUT: photo[None].numpy()} for photo in chain([first], photos))
         quantize_static(
             folded,
@@ -69,10 +70,16 @@ def quantize_int8(onnx_file: Path, out_file: Path, photos: Iterable[Tensor]) -> 
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=[node.name for node in resize],
+            nodes_to_exclude=[node.name for node in _outside_backbone(nodes)],
             extra_options={"CalibMovingAverage": True},
         )
         check_pair_sums(unfinished)
+
+
+def _outside_backbone(nodes: list[Any]) -> list[Any]:
+    """Return a graph's nodes before the first convolution, and those after the last one and its ReLU6."""
+    places = [place for place, node in enumerate(nodes) if node.op_type == "Conv"]
+    return nodes[: places[0]] + nodes[places[-1] + 2 :]
 
 
 def check_pair_sums(onnx_file: Path) -> None:

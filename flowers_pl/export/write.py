@@ -28,6 +28,7 @@ from flowers_pl.training.classifier import FlowerClassifier
 OPSET = 20  # Resize knows antialias from 18 on
 METADATA = "flowers_pl.json"  # a member of a .pt2; ONNX files have a field for metadata
 INPUT, OUTPUT = "photos", "probabilities"
+MAPS, UNLIKE = "maps", "unlike"  # what `export.explained` adds
 # torch.export takes a size of 1 as fixed, and equal sizes as always equal.
 EXAMPLE = torch.zeros(2, 3, 70, 91, dtype=torch.uint8)
 FREE = {0: Dim("batch", min=1), 2: Dim("height", min=1), 3: Dim("width", min=1)}
@@ -108,18 +109,33 @@ def export_onnx(model: FlowerClassifier, file: Path) -> None:
     >>> session.run(None, {"photos": torch.zeros(4, 3, 90, 120, dtype=torch.uint8).numpy()})[0].shape
     (4, 2)
     """
+    write_onnx(Deployable(model), [OUTPUT], metadata(model), file)
+
+
+def write_onnx(module: nn.Module, outputs: list[str], facts: dict[str, str], file: Path) -> None:
+    """Write a module that takes photos as `Deployable` does.
+
+    Args:
+        module: in evaluation mode, on the CPU.
+        outputs: names of what it returns.
+        facts: the file's metadata.
+        file: where it goes.
+
+    Raises:
+        FlowersError: as `export_onnx`.
+    """
     require("onnx", "onnxscript")
     import onnx
 
     with quiet():
         program = torch.onnx.export(
-            Deployable(model),
+            module,
             (EXAMPLE,),
             dynamic_shapes=(FREE,),
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=outputs,
             external_data=False,
             verbose=False,
         )
@@ -127,7 +143,7 @@ def export_onnx(model: FlowerClassifier, file: Path) -> None:
     proto = program.model_proto
     for part in (*proto.graph.node, *proto.graph.value_info, proto.graph):
         part.ClearField("metadata_props")  # stack traces: paths of this machine
-    onnx.helper.set_model_props(proto, metadata(model))
+    onnx.helper.set_model_props(proto, facts)
     with written_whole(file) as unfinished:
         onnx.save(proto, unfinished)
 

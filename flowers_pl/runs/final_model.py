@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from flowers_pl.core.errors import FlowersError
@@ -16,7 +15,6 @@ from flowers_pl.core.files import read_json, replacing, write_json
 from flowers_pl.core.names import CARD, EXPORTS, KEY, LEFT_OUT, NEW_CARD, SPLIT, TEST_JSON
 from flowers_pl.core.system import processor
 from flowers_pl.core.text import plural
-from flowers_pl.data.batches import Prediction
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.folder import TRAIN, VAL
 from flowers_pl.data.split import Placed
@@ -85,15 +83,38 @@ def write_final(
         FlowersError: the exported model does not agree with the checkpoint, or there are no training photos
             to calibrate int8 on.
     """
-    from flowers_pl.export.load import Exported
-    from flowers_pl.export.quantize import NO_PHOTOS
-    from flowers_pl.export.verify import check_export, generated_images
     from flowers_pl.export.write import export_onnx, export_torch
 
-    if quantize and not any((root / photo.path).is_file() for photo in placed if photo.side == TRAIN):
-        raise FlowersError(NO_PHOTOS)
+    if quantize:
+        check_calibration(root, placed)
     log.info("Writing %s and comparing it with %s …", file, ckpt)
     (export_onnx if file.suffix == ".onnx" else export_torch)(model, file)
+    files = {file.name: compare(file, model, root, placed, most)}
+    log.info("%s: %s", file, files[file.name])
+    if quantize:
+        files |= write_int8(file, root, placed)
+    write_card(file.parent, ckpt, placed, files, results)
+
+
+def check_calibration(root: Path, placed: Sequence[Placed]) -> None:
+    """Refuse at once to calibrate int8 where there are no training photos; raise FlowersError."""
+    from flowers_pl.export.quantize import NO_PHOTOS
+
+    if not any((root / photo.path).is_file() for photo in placed if photo.side == TRAIN):
+        raise FlowersError(NO_PHOTOS)
+
+
+def compare(
+    file: Path, model: FlowerClassifier, root: Path, placed: Sequence[Placed], most: int | None = None
+) -> str:
+    """Compare an exported file with its checkpoint, as `write_final` does, and return the result in words.
+
+    Raises:
+        FlowersError: they do not agree.
+    """
+    from flowers_pl.export.load import Exported
+    from flowers_pl.export.verify import check_export, generated_images
+
     side, called = (VAL, "validation image") if model.refit is None else (TRAIN, "training image")
     compared = [photo.path for photo in placed if photo.side == side]
     checked = compared[:: max(1, len(compared) // most)] if most else compared
@@ -104,11 +125,7 @@ def write_final(
         log.warning("No %s is below %r, so %s is checked on generated images.", called, str(root), file)
         agreement = check_export(exported, model, generated_images(), "generated image")
     agreement.verify()
-    files = {file.name: f"{agreement}; checked on {processor()}"}
-    log.info("%s: %s", file, files[file.name])
-    if quantize:
-        files |= _write_int8(file, root, placed)
-    write_card(file.parent, ckpt, placed, files, results)
+    return f"{agreement}; checked on {processor()}"
 
 
 def _photos_there(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -117,8 +134,12 @@ def _photos_there(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Tenso
     return readable_photos(root, listed if any((root / path).is_file() for path in listed) else ())
 
 
-def _write_int8(file: Path, root: Path, placed: Sequence[Placed]) -> dict[str, str]:
-    """Write the int8 model beside the float one, and return its name with what it costs."""
+def write_int8(file: Path, root: Path, placed: Sequence[Placed]) -> dict[str, str]:
+    """Write the int8 model beside the float one, and return its name with what it costs.
+
+    Raises:
+        FlowersError: there are no training photos to calibrate on, or the file cannot be written.
+    """
     from flowers_pl.export.load import Exported
     from flowers_pl.export.quantize import quantize_int8
     from flowers_pl.export.verify import accuracy_loss
@@ -265,31 +286,3 @@ def _read_known(file: Path, **entries: type) -> dict[str, Any]:
         pass
     log.warning("%s is damaged, so the model card does not use it.", file)
     return {}
-
-
-def predict_exported(file: Path, data: FlowersDataModule) -> tuple[list[str], list[Prediction]]:
-    """Predict photos by an exported model; this needs neither its checkpoint nor its training photos.
-
-    The loader's workers decode and resize while the model runs; its own resize leaves such photos as they
-    are.
-
-    Args:
-        file: .pt2 or .onnx, int8 or not.
-        data: with a `predict_root`; takes classes and image size from the file.
-
-    Returns:
-        The classes, and a prediction for each batch.
-
-    Raises:
-        FlowersError: the file is not one that `export` wrote, or there are no photos.
-    """
-    from flowers_pl.export.load import Exported
-
-    exported = Exported.open(file)
-    log.info("Exported model: %s", file)
-    data.classes, data.image_size = exported.classes, exported.image_size
-    data.setup("predict")
-    return exported.classes, [
-        Prediction(batch.rows, torch.from_numpy(exported(batch.photos)), batch.unreadable)
-        for batch in data.predict_dataloader()
-    ]

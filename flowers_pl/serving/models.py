@@ -88,21 +88,38 @@ def open_checkpoint(path: Path) -> ServedModel:
 
 
 def open_exported(path: Path) -> ServedModel:
-    """Open a .onnx or .pt2 that `export` wrote; it has neither novelty scores nor heat maps.
+    """Open a .onnx or .pt2 that `export` wrote; only that of `--format web` has novelty scores and heat maps.
 
     Raises:
         FlowersError: there is no such file, it is damaged or from elsewhere, or onnxruntime is missing.
     """
+    from flowers_pl.explain.activation_maps import scaled_maps
     from flowers_pl.export.load import Exported
+    from flowers_pl.export.write import MAPS, OUTPUT, UNLIKE
 
     torch.set_num_threads(1)  # each of the engine's threads computes alone
     exported = Exported.open(path)
 
-    def compute(photos: Tensor) -> tuple[Tensor, None]:
-        return torch.from_numpy(exported(photos)), None
+    def compute(photos: Tensor) -> tuple[Tensor, Tensor | None]:
+        found = exported.explained(photos.numpy())
+        unlike = torch.from_numpy(found[UNLIKE]) if UNLIKE in found else None
+        return torch.from_numpy(found[OUTPUT]), unlike
 
-    judgement = judgement_of(path.parent)
-    return _warmed(ServedModel(path.stem, exported.classes, exported.image_size, judgement, 8, compute, None))
+    def explain(photos: Tensor, targets: list[int]) -> np.ndarray:
+        maps = exported.explained(photos.numpy())[MAPS][np.arange(len(targets)), targets]
+        return scaled_maps(torch.from_numpy(maps), photos.shape[2:]).numpy()
+
+    return _warmed(
+        ServedModel(
+            path.stem,
+            exported.classes,
+            exported.image_size,
+            judgement_of(path.parent),
+            8,
+            compute,
+            explain if MAPS in exported.outputs else None,
+        )
+    )
 
 
 def _warmed(model: ServedModel) -> ServedModel:

@@ -1,0 +1,21 @@
+// Keeps the page's files, so that it works without a network; `export` fills in which, and a hash of them.
+const PREFIX = `flowers_pl ${self.registration.scope} `;  // a host may have several models
+const CACHE = PREFIX + "$VERSION";
+const FILES = $FILES;
+
+self.addEventListener("install", (event) => {
+  const requests = FILES.map((file) => new Request(file, { cache: "no-cache" }));  // asks whether they changed
+  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(requests)).then(() => self.skipWaiting()));
+});
+
+self.addEventListener("activate", (event) => {
+  const old = (names) => names.filter((name) => name.startsWith(PREFIX) && name !== CACHE);
+  event.waitUntil(caches.keys().then((names) => Promise.all(old(names).map((name) => caches.delete(name))))
+    .then(() => self.clients.claim()));
+});
+
+self.addEventListener("fetch", (event) => {
+  if (event.request.method !== "GET" || !event.request.url.startsWith(self.registration.scope)) return;
+  event.respondWith(caches.open(CACHE).then((cache) => cache.match(event.request, { ignoreSearch: true }))
+    .then((kept) => kept ?? fetch(event.request)));
+});
