@@ -54,12 +54,12 @@ def parts(*pictures: bytes) -> list[tuple[str, tuple[str, bytes]]]:
     return [("files", (f"{number}.png", data)) for number, data in enumerate(pictures)]
 
 
-def classifier() -> FlowerClassifier:
+def classifier(size: int = SIZE) -> FlowerClassifier:
     """A model with a novelty score, untrained but with measured batch norm."""
     model = FlowerClassifier(weights=None)
-    model.build(["daisy", "rose", "tulip"], image_size=SIZE)
+    model.build(["daisy", "rose", "tulip"], image_size=size)
     drawings = torch.stack(
-        [load_photo(draw_flower(kind, seed, 48), SIZE) for kind in KINDS for seed in range(12)]
+        [load_photo(draw_flower(kind, seed, 48), size) for kind in KINDS for seed in range(12)]
     )
     start_from_nothing(model.network, drawings)
     with torch.no_grad():

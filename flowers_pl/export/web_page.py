@@ -89,5 +89,5 @@ def write_page(folder: Path, model: bytes, facts: Mapping[str, Any], runtime: Ma
 
 def _icon(size: int) -> bytes:
     stream = BytesIO()
-    draw_flower("sunflower", 1, size).save(stream, "PNG", optimize=True)
+    draw_flower("sunflower", 1, size).quantize(64).save(stream, "PNG", optimize=True)
     return stream.getvalue()

@@ -10,10 +10,12 @@ import zlib
 from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
+from urllib.error import URLError
 
 from tqdm import tqdm
 
 from flowers_pl.core.errors import FlowersError, reason_of
+from flowers_pl.core.text import printable
 
 VERSION = "1.30.0"
 URL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
@@ -52,8 +54,9 @@ def web_runtime(given: Path | None = None, url: str = URL, sha512: str = SHA512)
         return _unpack(archive)
     except (OSError, ValueError, LookupError, EOFError, HTTPException, tarfile.TarError, zlib.error) as error:
         what = f"cannot be downloaded from {url}" if given is None else f"cannot be read from {str(given)!r}"
+        reason = reason_of(error) if not isinstance(error, URLError) else str(error)
         raise FlowersError(
-            f"--runtime: onnxruntime-web {VERSION} {what} ({reason_of(error)}); fetch it with"
+            f"--runtime: onnxruntime-web {VERSION} {what} ({printable(reason)}); fetch it with"
             f" 'npm pack onnxruntime-web@{VERSION}' and name the archive with --runtime."
         ) from error
 
