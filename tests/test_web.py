@@ -237,8 +237,8 @@ def test_pictures_are_dropped_and_pasted_and_names_are_text(browser: Any, folder
     give_by = """([kind, name, bytes]) => {
         const transfer = new DataTransfer();
         transfer.items.add(new File([new Uint8Array(bytes)], name, {type: "image/png"}));
-        window.dispatchEvent(kind === "drop" ? new DragEvent("drop", {dataTransfer: transfer, cancelable: true})
-            : new ClipboardEvent("paste", {clipboardData: transfer}));
+        const drop = {dataTransfer: transfer, cancelable: true}, paste = {clipboardData: transfer};
+        window.dispatchEvent(kind === "drop" ? new DragEvent(kind, drop) : new ClipboardEvent(kind, paste));
     }"""
     with hosted(folder) as address, visiting(browser, address) as page:
         for kind in ("drop", "paste"):
@@ -260,7 +260,7 @@ def test_the_page_works_without_a_network_and_can_be_installed(
 ) -> None:
     data = pictures()["wide.png"]
     with hosted(folder) as address, visiting(browser, address) as page:
-        page.wait_for_function("document.querySelector('.offline').textContent.includes('without a network')")
+        page.wait_for_selector(".offline:has-text('works without a network')")
         manifest = page.context.new_cdp_session(page).send("Page.getAppManifest")
         assert manifest["errors"] == []
         icons = json.loads(manifest["data"])["icons"]
@@ -374,7 +374,7 @@ def test_the_runtime_of_a_folder_is_used_as_it_is(below: str, tmp_path: Path) ->
         (tmp_path / below / name).write_bytes(name.encode())
     assert web_runtime(tmp_path) == {ours: name.encode() for name, ours in FILES.items()}
     (tmp_path / below / name).unlink()
-    with pytest.raises(FlowersError, match="does not hold ort.wasm.bundle.min.mjs and"):
+    with pytest.raises(FlowersError, match=r"does not hold ort\.wasm\.bundle\.min\.mjs and"):
         web_runtime(tmp_path)
 
 
