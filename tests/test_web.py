@@ -276,6 +276,21 @@ def test_the_page_works_without_a_network_and_can_be_installed(
         page.wait_for_selector(".choose:enabled")
 
 
+def test_a_model_that_lacks_novelty_says_so(
+    browser: Any, folder: Path, onnx_file: Path, tmp_path: Path
+) -> None:
+    import onnx
+
+    shutil.copytree(folder, tmp_path / "web")
+    lacking = onnx.load(onnx_file)
+    del lacking.graph.output[2]
+    onnx.save(lacking, tmp_path / "web" / "model.onnx")
+    with hosted(tmp_path / "web") as address, visiting(browser, address) as page:
+        give(page, "wide.png", pictures()["wide.png"])
+        assert "cannot tell pictures of something else" in page.inner_text(".about")
+        assert page.is_hidden(".doubt")
+
+
 def test_the_camera_is_looked_through_live(browser: Any, folder: Path) -> None:
     camera = """() => { navigator.mediaDevices.getUserMedia = async () => {
         const canvas = document.createElement('canvas');
@@ -333,7 +348,7 @@ def test_the_command_writes_a_small_page(quantize: list[str], run: Path, runtime
     assert measured in (run / "web" / "MODEL_CARD.md").read_text()
     assert (run / "web" / "CNAME").read_text() == "kept"
     exported = Exported.open(run / "web" / "model.onnx")
-    assert exported.outputs == ("probabilities", "maps")
+    assert exported.outputs == ("probabilities", "maps", "unlike")
     data = encoded(draw_flower("rose", 1, 90))
     with hosted(run / "web") as address, visiting(browser, address) as page:
         shares = give(page, "rose.png", data)
@@ -341,7 +356,6 @@ def test_the_command_writes_a_small_page(quantize: list[str], run: Path, runtime
             dict(zip(exported.classes, exported(read_photo(io.BytesIO(data))[None])[0], strict=True)),
             abs=0.01,
         )
-        assert "cannot tell pictures of something else" in page.inner_text(".about")
 
 
 def archive(**files: bytes) -> bytes:
