@@ -15,8 +15,9 @@ import flowers_pl
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("benchmarks/*.md")])
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*(?:\.\w+)*")
-FOREIGN = {  # options of other programs: pip, pytest, mkdocs, tensorboard, torchrun, sbatch
+FOREIGN = {  # options of other programs: http.server, pip, pytest, mkdocs, tensorboard, torchrun, sbatch
     *(
+        "--directory",
         "--check",
         "--editable",
         "--gpus-per-node",

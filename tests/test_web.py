@@ -124,9 +124,7 @@ def visiting(browser: Any, address: str, size: dict[str, int] = DESKTOP) -> Iter
 def give(page: Any, name: str, data: bytes, way: str = ".choose") -> dict[str, float]:
     """Choose a file, and return the probabilities that the page shows."""
     page.set_input_files(way, [{"name": name, "mimeType": "image/png", "buffer": data}])
-    page.wait_for_function(
-        "(name) => document.querySelector('.about').textContent.startsWith(name)", arg=name
-    )
+    page.locator(".about", has_text=name).wait_for()
     return page.evaluate(SHARES)
 
 
@@ -244,14 +242,10 @@ def test_pictures_are_dropped_and_pasted_and_names_are_text(browser: Any, folder
         for kind in ("drop", "paste"):
             name = f'{kind} <img src=x onerror="document.title=1">.png'
             page.evaluate(give_by, [kind, name, list(pictures()["wide.png"])])
-            page.wait_for_function(
-                "(said) => document.querySelector('.about').textContent === said", arg=name
-            )
+            page.locator(".about", has_text=name).wait_for()
         assert page.title() == "flowers_pl"
         page.evaluate(give_by, ["drop", "broken.png", list(b"words")])
-        page.wait_for_function(
-            "document.querySelector('.state').textContent.includes('broken.png cannot be')"
-        )
+        page.wait_for_selector(".state:has-text('broken.png cannot be read')")
         assert page.is_hidden(".shown")
 
 
