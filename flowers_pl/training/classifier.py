@@ -184,13 +184,14 @@ class FlowerClassifier(FlowerModel):
     def _logits(self, batch: Batch) -> Tensor:
         """Compute the logits of a batch, with its frozen features or without; the final ones outside of
         `fit`."""
+        fitting = self.training or self._fitting
         if batch.features is not None:
             logits = self._trained(batch.features, batch.keys)
-        elif self.flip_test and not self._fitting:
+        elif self.flip_test and not fitting:
             logits = with_mirror(self.network, batch.photos)
         else:
             logits = self(batch.photos, batch.keys)
-        return logits if self._fitting else final_logits(logits, self.temperature)
+        return logits if fitting else final_logits(logits, self.temperature)
 
     # ---------------------------------------------------------------- training
 
