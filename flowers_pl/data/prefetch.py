@@ -71,6 +71,7 @@ class PrefetchLoader:
     >>> from pathlib import Path
     >>> from flowers_pl import draw_flower
     >>> from flowers_pl.data.batches import PhotoFiles
+    >>> from flowers_pl.data.sampling import BatchSampler
     >>> names = [f"{number}.png" for number in range(3)]
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     for number, name in enumerate(names):
