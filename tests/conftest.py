@@ -48,9 +48,9 @@ def data(drawings: Path) -> FlowersDataModule:
     return module
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Headless Chromium."""
+    """Headless Chromium, started anew for each module: Playwright's event loop is in the way of others."""
     names = ("chromium", "chromium-browser", "google-chrome")
     program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     missing = "" if program else "there is no Chromium (Debian's package 'chromium')"
