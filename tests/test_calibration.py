@@ -306,6 +306,7 @@ def test_a_temperature_that_was_changed_is_one_sentence(home: Path, tmp_path: Pa
 # ---------------------------------------------------------------- exports
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flip", [False, True])
 def test_exports_hold_both(model: FlowerClassifier, tmp_path: Path, flip: bool) -> None:
     pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
