@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.watching import machine, run
+from benchmarks.watching import machine, run, stage_rates
 
 HERE = Path(__file__).parent
 NAMES = {
@@ -45,14 +44,8 @@ def ours(args: argparse.Namespace, folder: Path, *options: str) -> dict[str, flo
     )  # fmt: skip
     with open(folder / "checkpoints/run/metrics.csv") as table:
         rows = list(csv.DictReader(table))
-    found = {
-        f"stage_{stage}": statistics.median(
-            float(row["images_per_second"]) for row in rows if float(row["stage"]) == stage
-        )
-        for stage in (1, 2)
-    }
     best = min(rows, key=lambda row: float(row["val_loss"]))
-    return found | {
+    return stage_rates(rows) | {
         "seconds": watched.seconds,
         "peak_gib": watched.peak / 2**30,
         "val_accuracy": float(best["val_accuracy"]),

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.watching import machine, run
+from benchmarks.watching import machine, run, stage_rates
 
 HERE = Path(__file__).parent
 
@@ -48,13 +48,7 @@ def ours(args: argparse.Namespace, folder: Path) -> dict[str, float]:
         folder,
     )  # fmt: skip
     with open(folder / "checkpoints/run/metrics.csv") as table:
-        rows = list(csv.DictReader(table))
-    rates = {
-        f"stage_{stage}": statistics.median(
-            float(row["images_per_second"]) for row in rows if float(row["stage"]) == stage
-        )
-        for stage in (1, 2)
-    }
+        rates = stage_rates(list(csv.DictReader(table)))
     return rates | {"seconds": watched.seconds}
 
 

@@ -26,8 +26,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from benchmarks.watching import machine
+from flowers_pl.evaluation.calibration import equal_mass_error
+from flowers_pl.network.answers import Temperature
 
 HERE = Path(__file__).parent
 TABLE = HERE / "recipes.csv"
@@ -119,7 +122,10 @@ class Bench:
         ):
             return None
         minutes = (time.monotonic() - start) / 60
-        return {"accuracy": _teacher_accuracy(out, self.args.photos), "minutes": minutes}
+        return {
+            "accuracy": json.loads(out.with_suffix(".json").read_text())["cross_validated_accuracy"],
+            "minutes": minutes,
+        }
 
     def _soft_labels(self, split: int) -> Path:
         return Path(self.args.runs).resolve() / f"soft-{split}.csv"
@@ -180,15 +186,6 @@ class Bench:
             print(*run, *(f"{name} {value:.4f}" for name, value in found.items()), flush=True)
 
 
-def _teacher_accuracy(table: Path, photos: Path) -> float:
-    """Return the share of a teacher's rows whose likeliest class is the folder of the photo."""
-    classes = sorted(folder.name for folder in Path(photos).iterdir() if folder.is_dir())
-    with open(table, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    right = [max(classes, key=lambda name: float(row[name])) == row["path"].partition("/")[0] for row in rows]
-    return sum(right) / len(right)
-
-
 def done(table: Path) -> dict[Run, dict[str, str]]:
     """Read the rows of finished runs."""
     if not table.exists():
@@ -236,47 +233,22 @@ def pooled_calibration(folders: list[Path]) -> tuple[float, float, float, float]
         with open(folder / "predictions.csv", encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         classes = json.loads((folder / "test.json").read_text())["classes"]
-        scores = np.log(np.array([[max(float(row[name]), 1e-12) for name in classes] for row in rows]))
-        truth = np.array([classes.index(row["path"].partition("/")[0]) for row in rows])
-        half = np.random.default_rng(0).permutation(len(rows)) % 2 == 0
-        judged = np.empty_like(scores)
+        shares = torch.tensor([[float(row[name]) for name in classes] for row in rows], dtype=torch.float64)
+        scores = shares.clamp(1e-12).log()
+        truth = torch.tensor([classes.index(row["path"].partition("/")[0]) for row in rows])
+        half = torch.from_numpy(np.random.default_rng(0).permutation(len(rows)) % 2 == 0)
+        judged = torch.empty_like(scores)
         for part in (half, ~half):
-            temperatures.append(_temperature(scores[part], truth[part]))
-            judged[~part] = _softmax(scores[~part] / temperatures[-1])
-        before.append(_softmax(scores).max(1))
-        after.append(judged.max(1))
-        right.append(scores.argmax(1) == truth)
+            temperatures.append(Temperature.fit(scores[part], truth[part]).value)
+            judged[~part] = (scores[~part] / temperatures[-1]).softmax(1)
+        before.append(scores.softmax(1).amax(1).numpy())
+        after.append(judged.amax(1).numpy())
+        right.append((scores.argmax(1) == truth).numpy())
     hits, confidence = np.concatenate(right), np.concatenate(after)
     random = np.random.default_rng(0)
-    chance = [_ece(confidence, random.random(len(confidence)) < confidence) for _ in range(200)]
-    return (
-        _ece(np.concatenate(before), hits), _ece(confidence, hits), float(np.mean(chance)),
-        float(np.mean(temperatures)),
-    )  # fmt: skip
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    shares = np.exp(scores - scores.max(1, keepdims=True))
-    return np.asarray(shares / shares.sum(1, keepdims=True))
-
-
-def _temperature(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Return the temperature with the lowest log loss."""
-    from scipy.optimize import minimize_scalar
-
-    found = minimize_scalar(lambda log: _nll(scores / np.exp(log), truth), bounds=(-2, 2))
-    return float(np.exp(found.x))
-
-
-def _nll(scores: np.ndarray, truth: np.ndarray) -> float:
-    return float(-np.log(_softmax(scores)[np.arange(len(truth)), truth] + 1e-12).mean())
-
-
-def _ece(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Return the expected calibration error in bins of equal mass."""
-    parts = np.array_split(np.argsort(confidence, kind="stable"), bins)
-    gaps = [abs(confidence[part].mean() - right[part].mean()) * len(part) for part in parts]
-    return float(sum(gaps) / len(confidence))
+    chance = [equal_mass_error(confidence, random.random(len(confidence)) < confidence) for _ in range(200)]
+    errors = equal_mass_error(np.concatenate(before), hits), equal_mass_error(confidence, hits)
+    return *errors, float(np.mean(chance)), float(np.mean(temperatures))
 
 
 def _commit() -> str:
@@ -306,8 +278,6 @@ def main() -> None:
             folders = [args.runs / f"strong-{split}-0/checkpoints/run" for split in SPLITS]
             print("pooled ECE before and after, by chance, temperature:", pooled_calibration(folders))
         return
-    import torch
-
     args.torch = torch.__version__
     args.device = torch.cuda.get_device_name() if torch.cuda.is_available() else machine()
     args.commit = os.environ.get("COMMIT") or _commit()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
+import statistics
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def _text(file: Path) -> str:
         return file.read_text()
     except OSError:  # the process has ended
         return ""
+
+
+def stage_rates(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    """Return the median photos per second in each stage, from the rows of a run's metrics.csv."""
+    return {
+        f"stage_{stage}": statistics.median(
+            float(row["images_per_second"]) for row in rows if float(row["stage"]) == stage
+        )
+        for stage in (1, 2)
+    }
 
 
 def machine() -> str:

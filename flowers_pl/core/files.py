@@ -230,6 +230,34 @@ def read_csv(file: str | os.PathLike[str], columns: Iterable[str] = ()) -> list[
     ]
 
 
+@contextmanager
+def reading_table(
+    option: str, file: str | os.PathLike[str], advice: str, without_column: str | None = None
+) -> Iterator[None]:
+    """Make one sentence of what `read_csv` raises about a table that a user has named.
+
+    Args:
+        option: that named it.
+        file: the table.
+        advice: what to do; the end of the sentence.
+        without_column: what to do where it lacks a column; default `advice`.
+
+    Raises:
+        FlowersError: reading failed.
+    """
+    try:
+        yield
+    except LookupError as missing:
+        way_out = without_column or advice
+        raise FlowersError(
+            f"{option}: {str(file)!r} has no column {missing.args[0]!r}; {way_out}."
+        ) from missing
+    except (OSError, csv.Error, UnicodeError) as error:
+        raise FlowersError(
+            f"{option}: {str(file)!r} cannot be read ({reason_of(error)}); {advice}."
+        ) from error
+
+
 def csv_text(cell: object) -> object:
     """Return what `write_csv` writes for a cell, before the quotes that commas, quotes and breaks need."""
     if not isinstance(cell, str):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from flowers_pl.core.errors import FlowersError, reason_of
-from flowers_pl.core.files import read_csv, write_csv
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import read_csv, reading_table, write_csv
 from flowers_pl.core.text import nfc, printable
 from flowers_pl.data.cache import DecodedPhotos
 from flowers_pl.data.folder import EXCLUDED, NAMED, LeftOut
@@ -34,18 +33,10 @@ def read_exclusions(file: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         FlowersError: it is missing, or not such a list.
     """
-    try:
+    advice = "give a list that 'audit --write' wrote"
+    columns = ", or a CSV file with the columns path and reason"
+    with reading_table("--data.exclude", file, advice, advice + columns):
         rows = read_csv(file, ["path"])
-    except LookupError as error:
-        raise FlowersError(
-            f"--data.exclude: {str(file)!r} has no column 'path'; give a list that 'audit --write' wrote, or"
-            " a CSV file with the columns path and reason."
-        ) from error
-    except (OSError, csv.Error, UnicodeError) as error:
-        raise FlowersError(
-            f"--data.exclude: {str(file)!r} cannot be read ({reason_of(error)}); give a list that"
-            " 'audit --write' wrote."
-        ) from error
     return {row["path"].removeprefix("./"): row.get("reason", "") for row in rows if row["path"]}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import os
@@ -12,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from flowers_pl.core.errors import FlowersError, reason_of
-from flowers_pl.core.files import read_csv, write_csv
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import read_csv, reading_table, write_csv
 from flowers_pl.core.text import nfc, plural, printable
 from flowers_pl.data.cache import DecodedPhotos
 from flowers_pl.data.exclusions import match_names
@@ -112,12 +111,8 @@ def read_review(file: str | os.PathLike[str], option: str = "--data.review") -> 
     Raises:
         FlowersError: it is missing or no such list, or has two different decisions on a photo.
     """
-    try:
+    with reading_table(option, file, HOW):
         rows = read_csv(file, HEADER)
-    except LookupError as missing:
-        raise FlowersError(f"{option}: {str(file)!r} has no column {missing.args[0]!r}; {HOW}.") from missing
-    except (OSError, csv.Error, UnicodeError) as error:
-        raise FlowersError(f"{option}: {str(file)!r} cannot be read ({reason_of(error)}); {HOW}.") from error
     decisions: dict[str, Decision] = {}
     for row in rows:
         path, action, label, digest = (row[name].strip() if name != "path" else row[name] for name in HEADER)

@@ -8,7 +8,6 @@ file that has lost some is noticed).
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import math
@@ -19,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from flowers_pl.core.columns import FOLD, TEACHER_PHOTOS, class_columns
-from flowers_pl.core.errors import FlowersError, reason_of
-from flowers_pl.core.files import read_csv
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import read_csv, reading_table
 from flowers_pl.core.text import nfc, plural, printable
 from flowers_pl.data.exclusions import match_names
 from flowers_pl.data.folder import TRAIN, VAL
@@ -56,23 +55,15 @@ def read_soft_labels(file: str | Path, class_names: Sequence[str]) -> SoftLabelT
         FlowersError: it is missing or no such table; or a row holds something else than probabilities that
             sum to 1, names a photo a second time, or is missing. The sentence names the file and the row.
     """
-    try:
+    advice = "give a table that 'teach' or 'predict' wrote"
+    columns = "give a table with the column path and one for each class, as 'teach' and 'predict' write it"
+    with reading_table(OPTION, file, advice, columns):
         rows = read_csv(file, ["path"])
-        columns = _columns(rows[0] if rows else {}, class_names)
-    except LookupError as error:
-        raise FlowersError(
-            f"{OPTION}: {str(file)!r} has no column {error.args[0]!r}; give a table with the column path and"
-            " one for each class, as 'teach' and 'predict' write it."
-        ) from error
-    except (OSError, csv.Error, UnicodeError) as error:
-        raise FlowersError(
-            f"{OPTION}: {str(file)!r} cannot be read ({reason_of(error)}); give a table that 'teach' or"
-            " 'predict' wrote."
-        ) from error
+        spelled = _columns(rows[0] if rows else {}, class_names)
     shares: dict[str, np.ndarray] = {}
     for number, row in enumerate(rows, start=2):  # as a spreadsheet counts, below the row of the names
         path = row["path"].removeprefix("./")
-        cells = [row[column].strip() for column in columns]
+        cells = [row[column].strip() for column in spelled]
         try:
             if path in shares:
                 raise ValueError("names this photo a second time; remove one of the two rows")

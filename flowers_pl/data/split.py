@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 from collections import defaultdict
@@ -12,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flowers_pl.core.errors import FlowersError, reason_of
-from flowers_pl.core.files import read_csv, write_csv
+from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import read_csv, reading_table, write_csv
 from flowers_pl.core.text import nfc, printable
 from flowers_pl.data.folder import NAMED, OTHER_SIDE, TEST, TRAIN, TWO_CLASSES, VAL, LeftOut, Photo
 from flowers_pl.data.reviews import RELABEL
@@ -254,19 +253,11 @@ def read_split(
     Raises:
         FlowersError: the file is missing or not such a list, or names a photo that is not among `photos`.
     """
-    try:
+    advice = "give 'grouped', 'notebook', or a run's split.csv"
+    with reading_table("--data.split", file, advice, "use a run's split.csv"):
         rows = read_csv(file, HEADER)
-        listed = [Placed(*(row.get(name, "") for name in (*HEADER, "review"))) for row in rows]
-        placed = sorted(photo for photo in listed if photo.path not in excluded)
-    except LookupError as missing:
-        raise FlowersError(
-            f"--data.split: {str(file)!r} has no column {missing.args[0]!r}; use a run's split.csv."
-        ) from missing
-    except (OSError, csv.Error, UnicodeError) as error:
-        raise FlowersError(
-            f"--data.split: {str(file)!r} cannot be read ({reason_of(error)}); give 'grouped', 'notebook',"
-            " or a run's split.csv."
-        ) from error
+    listed = [Placed(*(row.get(name, "") for name in (*HEADER, "review"))) for row in rows]
+    placed = sorted(photo for photo in listed if photo.path not in excluded)
     matching = _match(placed, photos, decided)
     unknown = [photo for photo, match in zip(placed, matching, strict=True) if match is None]
     for photo in placed:

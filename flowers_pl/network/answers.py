@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowers_pl.network.fast_frozen import FrozenPart
+from flowers_pl.network.mobilenet import FlowerNet
 
 LIMIT = 10.0  # temperatures are sought from 1 / LIMIT to LIMIT
 
@@ -100,7 +101,6 @@ def final_logits(logits: Tensor, temperature: Temperature | None) -> Tensor:
 class MirroredPart(FrozenPart):
     """The whole backbone as a function of photos, applied to their mirror images too.
 
-    >>> from flowers_pl.network.mobilenet import FlowerNet
     >>> whole = MirroredPart(FlowerNet(5), torch.float32, size=64, whole=True)
     >>> whole(torch.zeros(3, 3, 64, 64, dtype=torch.uint8)).shape
     torch.Size([3, 2, 1280])
@@ -109,3 +109,8 @@ class MirroredPart(FrozenPart):
     def __call__(self, photos: Tensor) -> Tensor:
         """Compute pooled features, float (N, 2, 1280): of the photos as they are, and mirrored."""
         return with_mirror(super().__call__, photos)
+
+
+def whole_backbone(network: FlowerNet, dtype: torch.dtype, size: int, mirrored: bool) -> FrozenPart:
+    """Return a trained network's backbone as a function of photos, and of their mirror images if wanted."""
+    return (MirroredPart if mirrored else FrozenPart)(network, dtype, size, whole=True)

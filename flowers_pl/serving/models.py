@@ -15,8 +15,7 @@ from torch import Tensor
 from flowers_pl.core.names import KEY
 from flowers_pl.core.system import best_precision
 from flowers_pl.data.batches import Batch
-from flowers_pl.network.answers import MirroredPart
-from flowers_pl.network.fast_frozen import FrozenPart
+from flowers_pl.network.answers import whole_backbone
 from flowers_pl.runs.final_model import Judgement, judgement_of
 from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.classifier import DTYPES, FlowerClassifier
@@ -65,8 +64,7 @@ def open_checkpoint(path: Path) -> ServedModel:
     dtype = DTYPES["32-true" if exact else best_precision()]
     model = FlowerClassifier.load(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    part = MirroredPart if model.flip_test else FrozenPart
-    frozen = part(model.to(device).network, dtype, model.image_size, whole=True)
+    frozen = whole_backbone(model.to(device).network, dtype, model.image_size, model.flip_test)
 
     @torch.inference_mode()
     def compute(photos: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -220,6 +220,14 @@ def metrics_so_far(trainer: L.Trainer, module: nn.Module) -> dict[str, dict[str,
     }
 
 
+def best_checkpoint(trainer: L.Trainer) -> Path | None:
+    """Return the best checkpoint of a run, None where none is; all ranks must call it, as `path`."""
+    callbacks = [item for item in trainer.checkpoint_callbacks if isinstance(item, RunCheckpoints)]
+    if not callbacks or callbacks[0].best_epoch < 0 or _is_trial(trainer):
+        return None
+    return callbacks[0].path(trainer, BEST)
+
+
 def _metrics(module: nn.Module) -> dict[str, Metric]:
     """Return a module's metrics by name, each with a state of its own."""
     for item in module.modules():

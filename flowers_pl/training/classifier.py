@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.batches import Batch, Prediction
-from flowers_pl.network.answers import MirroredPart, final_logits, with_mirror
+from flowers_pl.network.answers import final_logits, whole_backbone, with_mirror
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.fast_trained import TrainedPart
 from flowers_pl.network.mobilenet import IMAGENET_MEAN, IMAGENET_STD, start_from_nothing
@@ -171,8 +171,11 @@ class FlowerClassifier(FlowerModel):
         if self.compute_dtype is None:
             self.frozen = None
         elif self.frozen is None or evaluates:
-            kind = MirroredPart if evaluates and self.flip_test else FrozenPart
-            self.frozen = kind(self.network, self.compute_dtype, self.image_size, whole=evaluates)
+            network, dtype, size = self.network, self.compute_dtype, self.image_size
+            if evaluates:
+                self.frozen = whole_backbone(network, dtype, size, self.flip_test)
+            else:
+                self.frozen = FrozenPart(network, dtype, size)
             self._trained = TrainedPart(self.network, self.frozen)
 
     def on_train_epoch_start(self) -> None:

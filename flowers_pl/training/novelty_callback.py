@@ -10,14 +10,13 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
-from flowers_pl.core.names import BEST
 from flowers_pl.data.batches import CachedPhotos
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.sampling import even_sample
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.features import pooled_features
 from flowers_pl.network.novelty import NUM_PHOTOS, Novelty
-from flowers_pl.training.checkpoint_callback import RunCheckpoints
+from flowers_pl.training.checkpoint_callback import best_checkpoint
 from flowers_pl.training.checkpoint_files import add_to_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
 
@@ -29,6 +28,7 @@ class FitNovelty(Checkpoint):
     runs callbacks of that class after all others.
 
     >>> import lightning as L
+    >>> from flowers_pl.training.checkpoint_callback import RunCheckpoints
     >>> callbacks = [RunCheckpoints("checkpoints/mine"), FitNovelty()]
     >>> trainer = L.Trainer(accelerator="cpu", logger=False, callbacks=callbacks)
     >>> [type(callback).__name__ for callback in trainer.checkpoint_callbacks]
@@ -37,11 +37,9 @@ class FitNovelty(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fit the score on one rank and send it to the others; do nothing where no checkpoint is the best."""
-        callbacks = [item for item in trainer.checkpoint_callbacks if isinstance(item, RunCheckpoints)]
-        if not callbacks or callbacks[0].best_epoch < 0 or getattr(trainer, "fast_dev_run", False):
+        if (file := best_checkpoint(trainer)) is None:
             return
         module, data = cast(FlowerClassifier, pl_module), cast(Any, trainer).datamodule
-        file = callbacks[0].path(trainer, BEST)  # asked on all ranks, see there
         dtype = module.compute_dtype or torch.float32
         found = fit_novelty(module, data, dtype) if trainer.is_global_zero else None
         state = None if found is None else found.state()

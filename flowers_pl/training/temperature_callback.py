@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -11,13 +10,12 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from flowers_pl.core.names import BEST, KEY
+from flowers_pl.core.names import KEY
 from flowers_pl.core.text import plural
 from flowers_pl.data.datamodule import FlowersDataModule
-from flowers_pl.network.answers import MirroredPart, Temperature, final_logits
-from flowers_pl.network.fast_frozen import FrozenPart
+from flowers_pl.network.answers import Temperature, final_logits, whole_backbone
 from flowers_pl.network.features import pooled_features
-from flowers_pl.training.checkpoint_callback import RunCheckpoints
+from flowers_pl.training.checkpoint_callback import best_checkpoint
 from flowers_pl.training.checkpoint_files import add_to_checkpoint, read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
 
@@ -34,6 +32,7 @@ class FitTemperature(Checkpoint):
     runs callbacks of that class after all others.
 
     >>> import lightning as L
+    >>> from flowers_pl.training.checkpoint_callback import RunCheckpoints
     >>> callbacks = [RunCheckpoints("checkpoints/mine"), FitTemperature()]
     >>> trainer = L.Trainer(accelerator="cpu", logger=False, callbacks=callbacks)
     >>> [type(callback).__name__ for callback in trainer.checkpoint_callbacks]
@@ -49,7 +48,7 @@ class FitTemperature(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fit on one rank and send the temperature to the others; do nothing where no checkpoint is the
         best."""
-        if (file := _best(trainer)) is None:
+        if (file := best_checkpoint(trainer)) is None:
             return
         module, data = cast(FlowerClassifier, pl_module), cast(Any, trainer).datamodule
         state = None
@@ -66,18 +65,10 @@ class FitTemperature(Checkpoint):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the temperature of a run whose training Lightning has skipped, with the hook of its end."""
-        if not self._has_trained and (file := _best(trainer)) is not None:
+        if not self._has_trained and (file := best_checkpoint(trainer)) is not None:
             state = read_checkpoint(file)[KEY].get("temperature") if trainer.is_global_zero else None
             module = cast(FlowerClassifier, pl_module)
             module.temperature = Temperature.from_state(trainer.strategy.broadcast(state))
-
-
-def _best(trainer: L.Trainer) -> Path | None:
-    """Return the best checkpoint of a run; all ranks must call it (`RunCheckpoints.path`)."""
-    callbacks = [item for item in trainer.checkpoint_callbacks if isinstance(item, RunCheckpoints)]
-    if not callbacks or callbacks[0].best_epoch < 0 or getattr(trainer, "fast_dev_run", False):
-        return None
-    return callbacks[0].path(trainer, BEST)
 
 
 def _known(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -95,9 +86,8 @@ def fit_temperature(
         dtype: of the computation; the one of `predict`.
     """
     photos = data.val_photos
-    kind = MirroredPart if module.flip_test else FrozenPart
     features = pooled_features(
-        kind(module.network, dtype, module.image_size, whole=True),
+        whole_backbone(module.network, dtype, module.image_size, module.flip_test),
         lambda chunk: photos.read(chunk).to(module.device),
         np.arange(len(photos)),
     )
