@@ -168,11 +168,6 @@ def test_a_flat_thumbnail_is_near_nothing_but_its_own_digest() -> None:
     assert duplicate_groups(["a", "b", "a", "c"], np.zeros(4, np.uint64), thumbs).tolist() == [0, 1, 0, 3]
 
 
-def test_many_equal_edges_are_an_edge() -> None:
-    ends = np.zeros(256, np.int64)
-    assert near_duplicates.connected(2, ends, ends + 1).tolist() == [0, 0]
-
-
 def chain() -> Prints:
     """Three photos; the first and the last are near to the one between, and not to each other."""
     thumb = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -208,6 +203,18 @@ def test_only_what_is_new_or_has_lost_a_photo_is_compared(
     flat = (prints[2].min((1, 2)) == 7) & (prints[2].max((1, 2)) == 7)
     assert not flat[[0, 1, 2, 49]].any()
     assert compared == [49 - flat.sum(), 1, 2]
+
+
+@pytest.mark.parametrize("many", [1, 256])
+@pytest.mark.parametrize("hashes", [[0, 0, 1], [1, 1, 0]])
+def test_an_old_photo_is_compared_with_a_new_one_whose_hash_is_that_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many: int, hashes: list[int]
+) -> None:
+    monkeypatch.setattr(near_duplicates, "MANY", many)
+    thumb = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    prints = ["a", "b", "c"], np.array(hashes, np.uint64), np.stack([thumb, thumb.T, thumb // 2])
+    duplicate_groups(*some(prints, np.array([0])), tmp_path)
+    assert duplicate_groups(*prints, tmp_path).tolist() == [0, 1, 0]
 
 
 def flip(at: int, content: bytes) -> bytes:

@@ -14,7 +14,6 @@ NEAR_CORRELATION = 0.93  # of the thumbnails
 MANY = 256  # pairs of thumbnails from which on a matrix product is faster
 SIDE = 2048  # thumbnails a side of such a product
 ROWS = 2**14  # thumbnails that are copied together
-UNSURE = 1e-9  # more than what rounds
 
 
 def correlation(thumb: np.ndarray, other: np.ndarray) -> float:
@@ -41,7 +40,7 @@ class NearPictures:
 
     Args:
         phashes: uint64 (N,).
-        thumbs: uint8 (M, P), where P is at most 256; none is of one level only.
+        thumbs: uint8 (M, 256); none is of one level only.
         rows: int64 (N,): whose thumbnails are whose.
 
     Attributes:
@@ -60,7 +59,7 @@ class NearPictures:
             part = np.arange(start, min(start + ROWS, len(rows)))
             levels = self._levels(part)
             self.sums[part], squares[part] = levels.sum(1), np.einsum("np,np->n", levels, levels)
-        self.norms = np.sqrt(thumbs.shape[1] * squares - self.sums**2)
+        self.norms = np.sqrt(256 * squares - self.sums**2)
 
     def join(self, first: np.ndarray, second: np.ndarray) -> None:
         """Make one group of the groups of each pair."""
@@ -128,12 +127,11 @@ class NearPictures:
         return self.thumbs[self.rows[pictures]].astype(np.float32)
 
     def _correlate(self, products: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Tell from the sums of the products whether the correlation of each pair is large enough."""
-        found = self.thumbs.shape[1] * products.astype(np.float64)
+        """Tell from the sums of products whether the `correlation` of each pair is large enough.
+
+        All sums are exact, and 256 is 16**2, so that it is the same to the last bit.
+        """
+        found = 256 * products.astype(np.float64)
         found -= self.sums[first] * self.sums[second]
         found /= self.norms[first] * self.norms[second]
-        near = found >= NEAR_CORRELATION
-        for place in zip(*np.nonzero(np.abs(found - NEAR_CORRELATION) < UNSURE), strict=True):
-            pair = (np.broadcast_to(side, near.shape)[place] for side in (first, second))
-            near[place] = correlation(*(self.thumbs[self.rows[one]] for one in pair)) >= NEAR_CORRELATION
-        return near
+        return found >= NEAR_CORRELATION
