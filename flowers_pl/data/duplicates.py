@@ -77,20 +77,19 @@ def _near(phashes: np.ndarray, thumbs: np.ndarray, folder: Path | None) -> np.nd
     varied = np.flatnonzero(levels.min(1) < levels.max(1))  # others correlate with nothing
     names = _names(phashes, levels, varied)
     names, rows, number = np.unique(names, return_index=True, return_inverse=True)
-    pictures = NearPictures(phashes[varied[rows]], levels, varied[rows])
+    rows = varied[rows]
     stored, kept = _load(folder)
     if changed := not np.array_equal(stored, names):
         whole = ~np.isin(kept, kept[~np.isin(stored, names)])
         stored, kept = stored[whole], kept[whole]
     known = np.searchsorted(names, stored)
-    pictures.join(known, known[_first_of_each(kept)])
-    fresh = np.ones(len(names), bool)
-    fresh[known] = False
-    pictures.search(fresh)
-    leaders = _first_of_each(pictures.groups)
+    near, fresh = np.arange(len(names)), np.ones(len(names), bool)
+    near[known], fresh[known] = known[_first_of_each(kept)], False
+    if fresh.any():
+        near = _first_of_each(NearPictures(phashes[rows], levels, rows, near).search(fresh))
     if changed:
-        _save(folder, names, leaders)
-    groups[varied] = varied[rows][leaders][number]
+        _save(folder, names, near)
+    groups[varied] = rows[near][number]
     return groups
 
 

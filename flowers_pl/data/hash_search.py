@@ -94,7 +94,7 @@ def _packed(
     chunks: list[tuple[np.ndarray, int]], chosen: Iterable[int], rows: np.ndarray | slice = slice(None)
 ) -> np.ndarray:
     """Put chunks side by side: uint64."""
-    key = np.uint64(0)
+    key = np.zeros_like(chunks[0][0][rows])
     for number in chosen:
         chunk, width = chunks[number]
         key = key << np.uint64(width) | chunk[rows]

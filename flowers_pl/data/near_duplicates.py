@@ -41,15 +41,12 @@ class NearPictures:
     Args:
         phashes: uint64 (N,).
         thumbs: uint8 (M, 256); none is of one level only.
-        rows: int64 (N,): whose thumbnails are whose.
-
-    Attributes:
-        groups: int64 (N,): equal for pictures that are known to be in one group.
+        rows: int64 (N,): which thumbnail is whose.
+        groups: int64 (N,): the same, from 0 to N - 1, for pictures that are known to be in one group.
     """
 
-    def __init__(self, phashes: np.ndarray, thumbs: np.ndarray, rows: np.ndarray) -> None:
-        self.thumbs, self.rows = thumbs, rows
-        self.groups = np.arange(len(rows))
+    def __init__(self, phashes: np.ndarray, thumbs: np.ndarray, rows: np.ndarray, groups: np.ndarray) -> None:
+        self.thumbs, self.rows, self.groups = thumbs, rows, groups
         self.order = np.argsort(phashes, kind="stable")
         self.hashes, self.starts, self.counts = np.unique(
             phashes[self.order], return_index=True, return_counts=True
@@ -61,19 +58,15 @@ class NearPictures:
             self.sums[part], squares[part] = levels.sum(1), np.einsum("np,np->n", levels, levels)
         self.norms = np.sqrt(256 * squares - self.sums**2)
 
-    def join(self, first: np.ndarray, second: np.ndarray) -> None:
-        """Make one group of the groups of each pair."""
-        if len(first):
-            self.groups = connected(len(self.groups), self.groups[first], self.groups[second])[self.groups]
-
-    def search(self, fresh: np.ndarray) -> None:
+    def search(self, fresh: np.ndarray) -> np.ndarray:
         """Find near pictures of which at least one is fresh, and join their groups.
 
         Args:
             fresh: bool (N,).
+
+        Returns:
+            int64 (N,): the groups.
         """
-        if not fresh.any():
-            return
         fresh_hashes = np.logical_or.reduceat(fresh[self.order], self.starts)
         same = np.flatnonzero(fresh_hashes & (self.counts > 1))
         for first, second in chain([(same, same)], near_hashes(self.hashes, fresh_hashes)):
@@ -89,6 +82,7 @@ class NearPictures:
             ):
                 left, right = self._pairs(first[part], second[part], sizes[part])
                 self._compare(*(side[fresh[left] | fresh[right]] for side in (left, right)))
+        return self.groups
 
     def _pairs(
         self, first: np.ndarray, second: np.ndarray, sizes: np.ndarray
@@ -108,7 +102,7 @@ class NearPictures:
             part = slice(start, start + ROWS)
             products = np.einsum("np,np->n", self._levels(first[part]), self._levels(second[part]))
             near[part] = self._correlate(products, first[part], second[part])
-        self.join(first[near], second[near])
+        self._join(first[near], second[near])
 
     def _compare_all(self, left: np.ndarray, right: np.ndarray) -> None:
         """Join each of `left` with those of `right` whose thumbnails correlate."""
@@ -120,7 +114,12 @@ class NearPictures:
                 if apart.any():
                     products = self._levels(first) @ self._levels(second).T
                     rows, columns = np.nonzero(self._correlate(products, first[:, None], second) & apart)
-                    self.join(first[rows], second[columns])
+                    self._join(first[rows], second[columns])
+
+    def _join(self, first: np.ndarray, second: np.ndarray) -> None:
+        """Make one group of the groups of each pair."""
+        if len(first):
+            self.groups = connected(len(self.groups), self.groups[first], self.groups[second])[self.groups]
 
     def _levels(self, pictures: np.ndarray) -> np.ndarray:
         """Return thumbnails in float32, in which sums of their products are exact: 256 * 255**2 < 2**24."""
