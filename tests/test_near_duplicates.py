@@ -184,7 +184,7 @@ def test_only_what_is_new_or_has_lost_a_photo_is_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared = []
-    search = near_duplicates.near_hashes
+    search = hash_search.near_hashes
 
     def counting(hashes: np.ndarray, fresh: np.ndarray) -> object:
         compared.append(int(fresh.sum()))

@@ -103,7 +103,9 @@ def _names(phashes: np.ndarray, levels: np.ndarray, photos: np.ndarray) -> np.nd
     """Return 16 bytes for each photo that tell its hash and thumbnail from others, by this RULE."""
     hashes = phashes.astype("<u8")
     names = (
-        hashlib.blake2b(hashes[photo].tobytes() + levels[photo].tobytes(), digest_size=16, key=RULE).digest()
+        hashlib.blake2b(
+            hashes[photo].tobytes() + levels[photo].tobytes(), digest_size=16, person=RULE
+        ).digest()
         for photo in photos.tolist()
     )
     return np.frombuffer(b"".join(names), dtype="S16")
