@@ -40,8 +40,9 @@ def near_hashes(hashes: np.ndarray, fresh: np.ndarray) -> Iterator[Pairs]:
     found: list[Pairs] = []
     count = 0
     for pairs in _near(hashes, fresh, 64):
-        found.append(pairs)
-        count += len(pairs[0])
+        if len(pairs[0]):
+            found.append(pairs)
+            count += len(pairs[0])
         if count >= PAIRS:
             yield _joined(found)
             found, count = [], 0
@@ -62,14 +63,14 @@ def _near(hashes: np.ndarray, fresh: np.ndarray, num_bits: int) -> Iterator[Pair
     for chosen in combinations(range(len(chunks)), AGREEING):
         others = [number for number in range(len(chunks)) if number not in chosen]
         earlier = [chunks[number][0] for number in others if number < chosen[-1]]
+        bits_left = sum(chunks[number][1] for number in others)
         order, starts, lengths = _runs(_packed(chunks, chosen), fresh)
         for first, second in _near_in_runs(hashes[order], fresh[order], starts, lengths):
             first, second = order[first], order[second]
             yield _not_agreeing(earlier, first, second)
         for start in np.flatnonzero(lengths > LONG):
             rows = order[starts[start] : starts[start] + lengths[start]]
-            left = sum(chunks[number][1] for number in others)
-            for first, second in _near(_packed(chunks, others, rows), fresh[rows], left):
+            for first, second in _near(_packed(chunks, others, rows), fresh[rows], bits_left):
                 yield _not_agreeing(earlier, rows[first], rows[second])
 
 
