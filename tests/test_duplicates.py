@@ -11,8 +11,9 @@ from PIL import Image, ImageFilter
 from flowers_pl.data.cache import decode_photos
 from flowers_pl.data.decoding import read_photo
 from flowers_pl.data.drawings import draw_flower
-from flowers_pl.data.duplicates import Fingerprint, correlation, duplicate_groups, fingerprint
+from flowers_pl.data.duplicates import Fingerprint, duplicate_groups, fingerprint
 from flowers_pl.data.folder import list_photos
+from flowers_pl.data.near_duplicates import correlation
 
 
 def prints(*pictures: Image.Image) -> list[Fingerprint]:

@@ -74,7 +74,7 @@ def examine(
     decided = open_review(review, root, photos, option="--review")
     readable = _count(class_names, decoded.photos)
     decoded, _ = mend(decoded, decided, "")
-    groups = duplicate_groups(decoded.digests, decoded.phashes, decoded.thumbs)
+    groups = duplicate_groups(decoded.digests, decoded.phashes, decoded.thumbs, decoded.folder)
     findings = Findings(
         str(root.resolve()),
         files=_count(class_names, photos),

@@ -50,6 +50,7 @@ class DecodedPhotos:
         pixels: uint8 (number of files, size, size, 3), RGB: a memory map, or what reads the files.
         may_pass: those of `left_out` whose fault may pass, by their rows.
         hold: keeps the cache in use.
+        folder: of the entry of the cache; None for no cache.
     """
 
     photos: list[Photo]
@@ -61,6 +62,7 @@ class DecodedPhotos:
     pixels: np.ndarray | FilePixels
     may_pass: list[int]
     hold: Hold
+    folder: Path | None = None
 
     def without(self, paths: Container[str]) -> DecodedPhotos:
         """Return the photos but for those of some paths."""
@@ -234,6 +236,7 @@ class _Cache:
             pixels=pixels,
             may_pass=table["may_pass"],
             hold=hold,
+            folder=entry,
         )
 
     def _file_pixels(self) -> FilePixels:

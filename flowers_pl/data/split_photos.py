@@ -130,7 +130,7 @@ class SplitPhotos:
         class_numbers(found, class_names, settings.root)
         if by_folders:
             log.info("%s: its folders are used as the split: %s.", settings.root, ", ".join(sides))
-            groups = duplicate_groups(compared.digests, compared.phashes, compared.thumbs)
+            groups = duplicate_groups(compared.digests, compared.phashes, compared.thumbs, compared.folder)
             placed, conflicts = folder_split(
                 compared.photos, groups, sides, settings.val_fraction, settings.split_seed
             )
@@ -206,7 +206,7 @@ def class_numbers(
 def _split(
     decoded: DecodedPhotos, settings: SplitSettings, excluded: Container[str], decided: Container[str]
 ) -> tuple[list[Placed], list[LeftOut]]:
-    groups = duplicate_groups(decoded.digests, decoded.phashes, decoded.thumbs)
+    groups = duplicate_groups(decoded.digests, decoded.phashes, decoded.thumbs, decoded.folder)
     if settings.split == "grouped":
         return grouped_split(decoded.photos, groups, settings.val_fraction, settings.split_seed)
     if settings.split == "notebook":
