@@ -30,7 +30,7 @@ USED = "used"
 LOCK_MODE = 0o666  # whoever can write to the folder can wait for its lock
 LEFT_ALONE = 86_400.0  # seconds after which nobody is building, where locks cannot tell
 ENTRY = r".+-[0-9a-f]{12}-\d+(-unkept)?(-user\d+)?"
-LEFTOVER = rf"\.(?P<entry>{ENTRY})-[a-z0-9_]{{8}}"  # what a killed process was building
+LEFTOVER = rf"\.(?P<entry>{ENTRY})-[a-z0-9_]{{8}}"  # what a killed process was removing
 
 
 def default_cache_dir() -> Path:
