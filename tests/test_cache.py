@@ -21,7 +21,8 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.data import cache, decode_workers
 from flowers_pl.data.batches import CachedPhotos
 from flowers_pl.data.cache import DecodedPhotos, FilePixels, decode_photos
-from flowers_pl.data.cache_folder import cached_sets, clear_cache, entry_lock
+from flowers_pl.data.cache_folder import entry_lock
+from flowers_pl.data.cache_list import cached_sets, clear_cache
 from flowers_pl.data.decoding import load_photo
 from flowers_pl.data.drawings import draw_flower
 from flowers_pl.data.duplicates import fingerprint
@@ -56,7 +57,7 @@ def test_pixels_are_those_of_the_files(root: Path, workers: int) -> None:
     ]
     for photo, row in zip(found.photos, found.rows, strict=True):
         expected = load_photo(root / photo.path, 32).permute(1, 2, 0)
-        assert torch.equal(torch.from_numpy(np.array(found.pixels[row])), expected)
+        assert torch.equal(torch.from_numpy(found.pixels[row]), expected)
     assert [one.path for one in found.left_out] == ["daisy/text.jpg", "rose/empty.jpg"]
     assert "not a picture" in found.left_out[0].reason
     assert "empty" in found.left_out[1].reason
@@ -103,11 +104,11 @@ def test_a_change_of_the_photos_is_seen(root: Path, change: object) -> None:
         assert np.array_equal(after.pixels[row], expected)
 
 
-@pytest.mark.parametrize("file", ["table.json", "pixels.npy", "thumbs.npy"])
+@pytest.mark.parametrize("file", ["index.npz", "pixels-*", "thumbs-*"])
 @pytest.mark.parametrize("damage", ["torn", "gone"])
 def test_a_torn_cache_is_made_again(root: Path, file: str, damage: str) -> None:
     before = decode(root)
-    pixels = np.array(before.pixels)
+    pixels = before.pixels[before.rows]
     (place,) = (root.parent / "cache").glob(f"*/{file}")
     if damage == "gone":
         place.unlink()
@@ -115,7 +116,7 @@ def test_a_torn_cache_is_made_again(root: Path, file: str, damage: str) -> None:
         place.write_bytes(place.read_bytes()[:-50])
     again = decode(root)
     assert again.digests == before.digests
-    assert np.array_equal(np.asarray(again.pixels), pixels)
+    assert np.array_equal(again.pixels[again.rows], pixels)
 
 
 def test_a_failure_leaves_nothing_behind(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,14 +139,12 @@ def test_without_a_cache_the_files_are_read_each_time(root: Path) -> None:
     kept, unkept = decode(root), decode(root, keep=False)
     assert isinstance(unkept.pixels, FilePixels)
     assert unkept.pixels.shape == kept.pixels.shape
-    assert torch.equal(
-        torch.from_numpy(unkept.pixels[unkept.rows]), torch.from_numpy(np.asarray(kept.pixels[kept.rows]))
-    )
+    assert torch.equal(torch.from_numpy(unkept.pixels[unkept.rows]), torch.from_numpy(kept.pixels[kept.rows]))
     for name in ("photos", "digests", "left_out"):
         assert getattr(unkept, name) == getattr(kept, name)
     assert np.array_equal(unkept.thumbs, kept.thumbs)
     (place,) = (root.parent / "cache").glob("*-unkept")
-    assert not (place / "pixels.npy").exists()
+    assert not list(place.glob("pixels-*"))
     (root / unkept.photos[0].path).unlink()
     with pytest.raises(FlowersError, match="changed during the run"):
         unkept.pixels[unkept.rows[:1]]
@@ -175,7 +174,7 @@ def test_a_file_system_that_cannot_reserve_is_used(root: Path, monkeypatch: pyte
 
 def test_the_room_is_there_before_it_is_mapped(root: Path) -> None:
     decode(root)
-    (pixels,) = (root.parent / "cache").glob("*/pixels.npy")
+    (pixels,) = (root.parent / "cache").glob("*/pixels-*")
     assert pixels.stat().st_blocks * 512 >= 6 * 32 * 32 * 3  # rows of files that cannot be read, too
 
 
@@ -278,12 +277,14 @@ def test_leftovers_of_a_killed_process_are_swept(root: Path) -> None:
         assert building.in_use
         assert clear_cache(root.parent / "cache") == []
     (leftover,) = cached_sets(root.parent / "cache")
-    assert leftover.path.name.startswith(".set-")
     assert not leftover.in_use
+    removed = leftover.path.with_name(f".{leftover.path.name}-abcdefgh")  # by a process that was killed, too
+    removed.mkdir()
     (root.parent / "cache" / ".mine-abcdefgh").mkdir()  # nothing of ours
     decode(root)
     names = {path.name for path in (root.parent / "cache").iterdir() if path.suffix != ".lock"}
-    assert names == {leftover.path.name[1:-9], ".mine-abcdefgh"}
+    assert names == {leftover.path.name, ".mine-abcdefgh"}
+    assert len(list(leftover.path.glob("pixels-*"))) == 1
 
 
 def test_the_cache_is_listed_and_cleared_but_for_what_is_in_use(root: Path) -> None:
@@ -319,8 +320,8 @@ def test_a_second_user_shares_the_cache(root: Path, monkeypatch: pytest.MonkeyPa
     finally:
         os.umask(before)
     (entry,) = (path for path in (root.parent / "cache").iterdir() if path.is_dir())
-    modes = {path.name: path.stat().st_mode & 0o777 for path in (entry, *entry.iterdir())}
-    assert modes == {entry.name: 0o775, **dict.fromkeys(("pixels.npy", "table.json", "thumbs.npy"), 0o664)}
+    modes = {path.name.split("-")[0]: path.stat().st_mode & 0o777 for path in (entry, *entry.iterdir())}
+    assert modes == {"set": 0o775, **dict.fromkeys(("pixels", "thumbs", "index.npz", "used"), 0o664)}
     assert Path(f"{entry}.lock").stat().st_mode & 0o777 == 0o666
 
     def refuse(folder: Path) -> Any:

@@ -25,7 +25,8 @@ from flowers_pl.core import files, system
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import replace_by_copy, replacing
 from flowers_pl.data.cache import decode_photos
-from flowers_pl.data.cache_folder import clear_cache, default_cache_dir, temporary_cache_dir
+from flowers_pl.data.cache_folder import default_cache_dir, temporary_cache_dir
+from flowers_pl.data.cache_list import clear_cache
 from flowers_pl.data.folder import list_photos
 from flowers_pl.network import weights
 
@@ -85,7 +86,7 @@ def test_a_home_that_cannot_be_written_to(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     assert audit(drawings, tmp_path / "audit") == 0
     assert str(temporary_cache_dir()) in caplog.text
-    assert list(temporary_cache_dir().glob("drawings-*/pixels.npy"))
+    assert list(temporary_cache_dir().glob("drawings-*/pixels-*"))
 
 
 def test_a_cache_folder_that_was_given_is_not_replaced(
@@ -224,11 +225,11 @@ def test_a_share_without_locks(
     (entry,) = cache.glob("drawings-*")
     building = cache / f".{entry.name}-abcdefgh"  # of another process, which may be at work
     building.mkdir()
-    (entry / "table.json").write_text("damaged")
+    (entry / "index.npz").write_text("damaged")
     again = decode_photos(drawings, photos, 32, cache, workers=0)
     assert building.exists()
     os.utime(building, (0, 0))
-    (entry / "table.json").write_text("damaged")
+    (entry / "index.npz").write_text("damaged")
     decode_photos(drawings, photos, 32, cache, workers=0)
     assert not building.exists()
     np.testing.assert_array_equal(decoded.pixels[decoded.rows], again.pixels[again.rows])

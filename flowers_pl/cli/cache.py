@@ -10,13 +10,8 @@ from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.options import Options
 from flowers_pl.core.screen import show
 from flowers_pl.core.text import plural, printable
-from flowers_pl.data.cache_folder import (
-    CachedSet,
-    cached_sets,
-    clear_cache,
-    default_cache_dir,
-    temporary_cache_dir,
-)
+from flowers_pl.data.cache_folder import default_cache_dir, temporary_cache_dir
+from flowers_pl.data.cache_list import CachedSet, cached_sets, clear_cache
 
 UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
 
@@ -60,12 +55,13 @@ def _line(cached: CachedSet) -> str:
     """Describe one set of decoded photos.
 
     >>> _line(CachedSet(Path("flowers-0123456789ab-160"), 266_000_000, 7300.0, True))
-    '   266.0 MB  2 hours old   in use  flowers-0123456789ab-160'
+    '   266.0 MB  in use              flowers-0123456789ab-160'
+    >>> _line(CachedSet(Path("flowers-0123456789ab-224"), 520_300_000, 7300.0, False))
+    '   520.3 MB  used 2 hours ago    flowers-0123456789ab-224'
     """
     unit, seconds = next((unit for unit in UNITS if cached.age >= unit[1]), UNITS[-1])
-    age = f"{plural(int(cached.age // seconds), unit)} old"
-    used = "in use" if cached.in_use else ""
-    return f"{cached.num_bytes / 1e6:8.1f} MB  {age:<14}{used:<6}  {printable(cached.path.name)}"
+    used = "in use" if cached.in_use else f"used {plural(int(cached.age // seconds), unit)} ago"
+    return f"{cached.num_bytes / 1e6:8.1f} MB  {used:<20}{printable(cached.path.name)}"
 
 
 def _total(cached: Sequence[CachedSet]) -> str:

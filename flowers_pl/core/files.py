@@ -45,7 +45,7 @@ def replacing(file: Path) -> Iterator[Path]:
     unfinished = Path(name)
     try:
         yield unfinished
-        _sync(unfinished)
+        sync_file(unfinished)
         with suppress(PermissionError):  # a file system without permissions
             unfinished.chmod(0o666 & ~_umask())
         os.replace(unfinished, file)
@@ -84,7 +84,7 @@ def replace_by_copy(source: Path, file: Path) -> None:
             os.link(source, unfinished)
         except OSError:
             shutil.copyfile(source, unfinished)
-            _sync(unfinished)
+            sync_file(unfinished)
         os.replace(unfinished, file)
         sync_folder(file.parent)
     finally:
@@ -100,10 +100,10 @@ def _umask() -> int:
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk, if its file system can."""
     if os.name == "posix":
-        _sync(folder)
+        sync_file(folder)
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
     """Bring what has been written to a file, or to a folder, to the disk, if its file system can."""
     try:
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

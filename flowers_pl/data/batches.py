@@ -140,7 +140,7 @@ class CachedPhotos(Dataset[Batch]):
     def read(self, indices: np.ndarray) -> Tensor:
         """Read photos by their index among those that take part: uint8 (N, 3, size, size), channels last in
         memory."""
-        return torch.from_numpy(np.asarray(self.pixels[self.rows[indices]])).permute(0, 3, 1, 2)
+        return torch.from_numpy(self.pixels[self.rows[indices]]).permute(0, 3, 1, 2)
 
     def of_size(self, decoded: DecodedPhotos) -> CachedPhotos:
         """Return the same photos, with the pixels of another cache of the same folder."""

@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Container
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from flowers_pl.core.errors import FlowersError, reason_of
-from flowers_pl.core.files import FULL, replacing, replacing_folder, warn_once
+from flowers_pl.core.files import FULL, warn_once
 from flowers_pl.core.text import printable
 from flowers_pl.data.cache_folder import (
-    PIXELS,
-    TABLE,
-    THUMBS,
     Hold,
     default_cache_dir,
     entry_lock,
     remove_leftovers,
-    reserve,
     temporary_cache_dir,
 )
-from flowers_pl.data.decode_workers import Unreadable, decode_rows
+from flowers_pl.data.cache_index import DIGEST, Index, photo_keys, settings_digest
+from flowers_pl.data.cache_list import make_room
+from flowers_pl.data.cache_shards import MappedPixels, read_thumbs
+from flowers_pl.data.cache_update import Update
 from flowers_pl.data.decoding import UnreadablePhoto, load_photo
-from flowers_pl.data.duplicates import THUMB
 from flowers_pl.data.folder import UNREADABLE, LeftOut, Photo
-from flowers_pl.data.formats import get_limits
 
-VERSION = 2  # of what `decoding.py` and `duplicates.py` compute: a change there needs a new number here
+ATTEMPTS = 3  # to load an entry: another process may move its rows at the same time
 
 
 @dataclass(frozen=True)
@@ -47,10 +42,10 @@ class DecodedPhotos:
         phashes: uint64 (N,).
         thumbs: uint8 (N, THUMB, THUMB).
         left_out: files that could not be read, with the reason.
-        pixels: uint8 (number of files, size, size, 3), RGB: a memory map, or what reads the files.
-        may_pass: those of `left_out` whose fault may pass, by their rows.
+        pixels: gives uint8 (K, size, size, 3), RGB, for K rows; from a memory map, or from the files.
+        may_pass: whether one of `left_out` may be read another time.
         hold: keeps the cache in use.
-        folder: of the entry of the cache; None for no cache.
+        folder: of the entry of the cache, for what else is to be kept as long as it; None for no cache.
     """
 
     photos: list[Photo]
@@ -59,8 +54,8 @@ class DecodedPhotos:
     phashes: np.ndarray
     thumbs: np.ndarray
     left_out: list[LeftOut]
-    pixels: np.ndarray | FilePixels
-    may_pass: list[int]
+    pixels: MappedPixels | FilePixels
+    may_pass: bool
     hold: Hold
     folder: Path | None = None
 
@@ -117,12 +112,14 @@ def decode_photos(
     workers: int | None = None,
     keep: bool = True,
     retry: bool = True,
+    limit: float | None = None,
 ) -> DecodedPhotos:
     """Decode all photos of a folder, or load them decoded from the cache.
 
-    A folder has one cache for each size. It is rebuilt when a file was added, removed or changed (name,
-    length, times of change), put in place as a whole, and built by one process at a time while others wait.
-    A cache that another user built is read; where it cannot be replaced, this user gets another one.
+    A folder has one entry in the cache for each size. Only what is new to it is decoded: a file whose name,
+    length and times of change are known is not opened, and one whose bytes are known is only compared.
+    One process at a time adds to an entry while others wait, and those that read it are not disturbed. An
+    entry that another user made is read; where it cannot be added to, this user gets another one.
 
     Args:
         root: the folder of class folders.
@@ -132,13 +129,15 @@ def decode_photos(
         workers: processes that decode; None for as many as there are cores, 0 for this one.
         keep: keep the pixels; otherwise only the fingerprints, and `FilePixels` reads the photos.
         retry: read photos again that could not be read because of a fault that may have passed.
+        limit: GB that the folder of all caches may take; those that were not used for longest are removed,
+            unless they are in use. None for as many as the disk has room for.
 
     Raises:
-        FlowersError: the cache cannot be written, or a worker was killed.
+        FlowersError: the cache cannot be written, its limit is too small, or a worker was killed.
     """
     root = root.resolve()
     name = f"{root.name}-{_hash(str(root))[:12]}-{size}{'' if keep else '-unkept'}"
-    cache = _Cache(root, photos, size, keep, workers)
+    cache = _Cache(root, photos, size, keep, workers, limit)
     folder = cache_dir
     try:
         try:
@@ -165,121 +164,81 @@ def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()
 
 
-def _state(file: Path) -> tuple[int, int, int]:
-    """Return length and times of change, by which git's index, too, tells whether a file has changed."""
-    try:
-        stat = file.stat()
-    except OSError:
-        return (-1, 0, 0)
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-
 class _Cache:
-    """Decoded photos of a folder: loaded, built, or completed; see `decode_photos`."""
+    """Decoded photos of a folder: loaded, or decoded as far as they are new; see `decode_photos`."""
 
-    def __init__(self, root: Path, photos: list[Photo], size: int, keep: bool, workers: int | None) -> None:
-        self.root, self.photos, self.size, self.keep, self.workers = root, photos, size, keep, workers
-        states = [(photo.path, *_state(root / photo.path)) for photo in photos]
-        self.key = _hash(repr((VERSION, size, get_limits(), states)))
+    def __init__(
+        self, root: Path, photos: list[Photo], size: int, keep: bool, workers: int | None, limit: float | None
+    ) -> None:
+        self.root, self.photos, self.size, self.keep = root, photos, size, keep
+        self.workers, self.limit = workers, limit
+        self.keys, self.settings = photo_keys(root, photos), settings_digest(size)
 
     def find(self, cache_dir: Path, name: str, retry: bool) -> DecodedPhotos:
-        """Load or build the entry of a name, or one of this user's own."""
+        """Load or update the entry of a name, or one of this user's own."""
         cache_dir.mkdir(parents=True, exist_ok=True)
         try:
-            return self.load_or_build(cache_dir / name, retry)
-        except PermissionError:  # another user's, and it is out of date
-            return self.load_or_build(cache_dir / f"{name}-user{getattr(os, 'getuid', int)()}", retry)
+            return self.load_or_update(cache_dir / name, retry)
+        except PermissionError:  # another user's, and it lacks photos
+            return self.load_or_update(cache_dir / f"{name}-user{getattr(os, 'getuid', int)()}", retry)
 
-    def load_or_build(self, entry: Path, retry: bool) -> DecodedPhotos:
-        """Load an entry; build it where there is none, and complete it where faults may have passed."""
+    def load_or_update(self, entry: Path, retry: bool) -> DecodedPhotos:
+        """Load an entry; add to it what it lacks, and what could not be read because of a passing fault."""
         found = self._load(entry)
         if found is not None and not (retry and found.may_pass):
+            if self.limit is not None:
+                make_room(entry, 0, self.limit)
             return found
         try:
             with entry_lock(entry):
                 remove_leftovers(entry)
-                found = self._load(entry)  # another process may have built it meanwhile
-                if found is None:
-                    with replacing_folder(entry) as unfinished:
-                        self._build(unfinished)
-                elif retry and found.may_pass:
-                    self._complete(entry, found.may_pass)
-                found = self._load(entry)
+                found = self._load(entry)  # another process may have updated it meanwhile
+                if found is None or (retry and found.may_pass):
+                    size = self.size if self.keep else 0
+                    update = Update(entry, self.root, self.photos, self.keys, self.settings, size)
+                    update.run(retry, self.workers, self.limit)
+                    found = self._load(entry)
         except OSError:
             if found is None:
                 raise
         if found is None:
-            raise OSError("it was removed while it was built")
+            raise OSError("it was removed while it was written")
         return found
 
     def _load(self, entry: Path) -> DecodedPhotos | None:
-        """Load what is stored, or return None where that is nothing, or of other photos, or damaged."""
-        try:
-            hold = Hold(entry)
-            table = json.load(hold.table)
-            if table["key"] != self.key:
-                return None
-            pixels = np.load(entry / PIXELS, mmap_mode="r") if self.keep else self._file_pixels()
-            thumbs = np.load(entry / THUMBS)
-            if not os.path.samestat(os.fstat(hold.table.fileno()), (entry / TABLE).stat()):
-                return None  # replaced meanwhile
-        except (OSError, ValueError, KeyError, TypeError, EOFError):
+        """Load an entry, or return None where there is none, or one of other photos, or a damaged one."""
+        for _ in range(ATTEMPTS):
+            with suppress(OSError, ValueError):
+                return self._open(entry)
+        return None
+
+    def _open(self, entry: Path) -> DecodedPhotos | None:
+        hold = Hold(entry)
+        index = Index.read(entry, self.settings)
+        if index is None or not np.array_equal(index.keys, self.keys):
             return None
-        rows = np.array([photo["row"] for photo in table["photos"]], dtype=np.int64)
+        thumbs = read_thumbs(entry, index)
+        pixels = MappedPixels(entry, index, self.size) if self.keep else FilePixels(
+            self.root, self.photos, self.size
+        )  # fmt: skip
+        if not hold.is_of_entry():
+            raise FileNotFoundError("it was removed meanwhile")
+        readable, unreadable = np.flatnonzero(index.rows >= 0), np.flatnonzero(index.rows < 0)
+        rows = index.rows[readable]
+        digests = index.digests[rows].tobytes().hex()
+        left_out = [
+            LeftOut(self.photos[place].path, index.reasons[-1 - index.rows[place]][0], UNREADABLE)
+            for place in unreadable
+        ]
         return DecodedPhotos(
-            photos=[Photo(photo["path"], photo["label"]) for photo in table["photos"]],
-            rows=rows,
-            digests=[photo["digest"] for photo in table["photos"]],
-            phashes=np.array([photo["phash"] for photo in table["photos"]], dtype=np.uint64),
+            photos=[self.photos[place] for place in readable],
+            rows=rows if self.keep else readable,
+            digests=[digests[start : start + 2 * DIGEST] for start in range(0, len(digests), 2 * DIGEST)],
+            phashes=index.phashes[rows],
             thumbs=thumbs[rows],
-            left_out=[LeftOut(path, reason, UNREADABLE) for _, path, reason in table["left_out"]],
+            left_out=left_out,
             pixels=pixels,
-            may_pass=table["may_pass"],
+            may_pass=bool(index.may_pass(index.rows).any()),
             hold=hold,
             folder=entry,
         )
-
-    def _file_pixels(self) -> FilePixels:
-        return FilePixels(self.root, self.photos, self.size)
-
-    def _build(self, folder: Path) -> None:
-        if self.keep:
-            shape = (len(self.photos), self.size, self.size, 3)
-            np.lib.format.open_memmap(folder / PIXELS, mode="w+", dtype=np.uint8, shape=shape).flush()
-            with (folder / PIXELS).open("rb+") as file:
-                reserve(file.fileno(), os.fstat(file.fileno()).st_size)
-        _save(folder / THUMBS, np.zeros((len(self.photos), THUMB, THUMB), np.uint8))
-        (folder / TABLE).write_text(
-            json.dumps({"key": self.key, "photos": [], "left_out": [], "may_pass": []})
-        )
-        self._complete(folder, range(len(self.photos)))
-
-    def _complete(self, folder: Path, rows: Sequence[int]) -> None:
-        """Decode photos and add them to what is stored; its table is written last."""
-        table: dict[str, Any] = json.loads((folder / TABLE).read_text())
-        thumbs = np.load(folder / THUMBS)
-        again = set(rows)
-        left_out = [entry for entry in table["left_out"] if entry[0] not in again]
-        readable, may_pass = table["photos"], []
-        pixels = folder / PIXELS if self.keep else None
-        for row, found in decode_rows(self.root, self.photos, rows, self.size, pixels, self.workers):
-            photo = self.photos[row]
-            if isinstance(found, Unreadable):
-                left_out.append([row, photo.path, found.reason])
-                may_pass += [row] if found.may_pass else []
-                continue
-            thumbs[row] = found.thumb
-            readable.append({**photo._asdict(), "row": row, "digest": found.digest, "phash": found.phash})
-        table["photos"] = sorted(readable, key=lambda photo: int(photo["row"]))
-        table |= {"left_out": sorted(left_out), "may_pass": may_pass}
-        with replacing(folder / THUMBS) as file:
-            _save(file, thumbs)
-        with replacing(folder / TABLE) as file:
-            file.write_text(json.dumps(table))
-
-
-def _save(file: Path, array: np.ndarray) -> None:
-    """Write an array as `np.save` does, whose own errors do not say that there is no room."""
-    content = io.BytesIO()
-    np.save(content, array)
-    file.write_bytes(content.getvalue())

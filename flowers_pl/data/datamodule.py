@@ -62,6 +62,8 @@ class FlowersDataModule(L.LightningDataModule):
         drawn_size: pixels a side of a drawing.
         cache: keep photos decoded, 77 KB each at 160 pixels; without it each epoch reads their files again.
         cache_dir: folder for decoded photos; default ~/.cache/flowers_pl.
+        cache_limit: GB that all decoded photos there may take: those that were not used for longest go first,
+            those in use stay; default as much as the disk has room for.
         workers: processes that decode the photos once, and threads that prepare batches; default as many as
             there are cores, 0 for none.
         limits: what is refused, against pictures that would exhaust memory or time.
@@ -101,12 +103,13 @@ class FlowersDataModule(L.LightningDataModule):
         drawn_size: int = 96,
         cache: bool = True,
         cache_dir: str | None = None,
+        cache_limit: float | None = None,
         workers: int | None = None,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         set_limits(limits)
-        check_settings(image_size, val_fraction, workers, batch_size, drawn, stored_size)
+        check_settings(image_size, val_fraction, workers, batch_size, drawn, stored_size, cache_limit)
         self.root, self.image_size, self.batch_size = Path(root).expanduser(), image_size, batch_size
         self.val_fraction, self.split, self.split_seed, self.seed = val_fraction, split, split_seed, seed
         self.exclude, self.review = (file and str(Path(file).resolve()) for file in (exclude, review))
@@ -114,7 +117,7 @@ class FlowersDataModule(L.LightningDataModule):
         self.stored_size = stored_size or image_size
         self.soft_labels = SoftLabels(soft_labels, soft_labels_weight)
         self.unreadable, self.test_root, self.predict_root = unreadable, test_root, predict_root
-        self.drawn, self.drawn_size, self.cache = drawn, drawn_size, cache
+        self.drawn, self.drawn_size, self.cache, self.cache_limit = drawn, drawn_size, cache, cache_limit
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.classes: list[str] = []
         self.reported_photos: list[Photo] = []
@@ -153,7 +156,7 @@ class FlowersDataModule(L.LightningDataModule):
 
     def _list_and_decode(self, retry: bool) -> tuple[list[Photo], DecodedPhotos]:
         listed = list_photos(self.root)
-        settings = (self.cache_dir, self.workers, self.cache, retry)
+        settings = (self.cache_dir, self.workers, self.cache, retry, self.cache_limit)
         if self._training() and self.stored_size != self.image_size:
             self._stored = decode_photos(self.root, listed, self.stored_size, *settings)
         return listed, decode_photos(self.root, listed, self.image_size, *settings)

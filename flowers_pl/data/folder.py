@@ -66,9 +66,10 @@ def files_below(root: Path) -> Iterator[str]:
     for folder, folders, files in os.walk(root, onerror=lambda error: closed.append(str(error.filename))):
         folders[:] = [name for name in folders if not name.startswith(".")]
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        inside = Path(folder).relative_to(root).as_posix()
         for name in [*files, *links]:
             if not name.startswith("."):
-                yield (Path(folder) / name).relative_to(root).as_posix()
+                yield name if inside == "." else f"{inside}/{name}"
     yield from (Path(folder).relative_to(root).as_posix() for folder in closed)
 
 

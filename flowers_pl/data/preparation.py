@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 
 from flowers_pl.data.augmentation import augment
 from flowers_pl.data.batches import Batch, CachedPhotos
+from flowers_pl.data.cache_shards import MappedPixels
 from flowers_pl.data.feature_cache import FeatureCache, FrozenNetwork
 from flowers_pl.data.prefetch import ThreadPlan
 from flowers_pl.data.ranges import Augmentation
@@ -113,7 +113,7 @@ class Preparation:
         if workers == 0 or cached:
             return ThreadPlan(0, cores, part)
         if not self.on_cpu():
-            if isinstance(dataset, CachedPhotos) and isinstance(dataset.pixels, np.ndarray):
+            if isinstance(dataset, CachedPhotos) and isinstance(dataset.pixels, MappedPixels):
                 return ThreadPlan(workers or min(READERS, cores), cores, len(dataset))  # batches in one part
             return ThreadPlan(workers or cores, cores, part)
         if cores == 1 and workers is None:

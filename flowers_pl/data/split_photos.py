@@ -248,6 +248,7 @@ def check_settings(
     batch_size: int = 1,
     drawn: int = 0,
     stored_size: int | None = None,
+    cache_limit: float | None = None,
 ) -> None:
     """Check numbers among the settings; `audit` has some of them.
 
@@ -270,3 +271,5 @@ def check_settings(
         raise FlowersError(f"--data.batch_size must be at least 1, not {batch_size}.")
     if drawn < 0 or drawn == 1:
         raise FlowersError(f"--data.drawn must be 0 or at least 2, not {drawn}.")
+    if cache_limit is not None and not 0 < cache_limit < float("inf"):
+        raise FlowersError(f"--data.cache_limit must be more than 0, not {cache_limit}.")
