@@ -159,5 +159,5 @@ def test_an_executorch_for_another_torch_is_one_sentence(
     monkeypatch.setattr(write, "find_spec", lambda name: name)
     monkeypatch.setattr(mobile, "import_module", fail)
     monkeypatch.setattr(mobile, "version", lambda name: "1.5.1")
-    with pytest.raises(FlowersError, match=r"executorch 1.5.1 does not go with torch .*symbol:\\n _ZN2at"):
+    with pytest.raises(FlowersError, match=r"executorch 1.5.1 does not work with torch .*symbol:\\n _ZN2at"):
         export_executorch(FlowerClassifier(weights=None), tmp_path / "a.pte")

@@ -24,7 +24,7 @@ def export_executorch(model: FlowerClassifier, file: Path) -> None:
     `image_size` (pixels) and `flowers_pl` (version).
 
     Raises:
-        FlowersError: executorch is missing or does not go with this torch, or the file cannot be written.
+        FlowersError: executorch is missing or does not work with this torch, or the file cannot be written.
     """
     exir = import_executorch("exir")
     xnnpack = import_executorch("backends.xnnpack.partition.xnnpack_partitioner")
@@ -53,6 +53,6 @@ def import_executorch(name: str) -> Any:
             return import_module(f"executorch.{name}")
     except (ImportError, AttributeError, OSError) as error:
         raise FlowersError(
-            f"executorch {version('executorch')} does not go with torch {torch.__version__}"
-            f" ({printable(str(error))}); install the one that was made for it."
+            f"executorch {version('executorch')} does not work with torch {torch.__version__}"
+            f" ({printable(str(error))}); install the release that was made for it."
         ) from error
