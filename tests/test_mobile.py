@@ -128,7 +128,7 @@ def test_the_mirror_image_and_the_temperature_are_part_of_the_file(run: Path, tm
 
 @pytest.mark.slow
 def test_torn_and_foreign_files_are_refused(
-    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, file = (run / "final.pte").read_bytes(), tmp_path / "file.pte"
     lacking = whole.replace(b"image_size", b"image_side")
@@ -136,7 +136,7 @@ def test_torn_and_foreign_files_are_refused(
         file.write_bytes(data)
         with pytest.raises(FlowersError, match="damaged, or not a model"):
             Exported.open(file)
-    assert capfd.readouterr().err == ""  # the runtime prints its errors
+    assert capsys.readouterr().err == ""  # the runtime prints its errors
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

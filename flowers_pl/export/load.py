@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -164,7 +164,7 @@ def _open_torch(path: Path) -> Opened:
 def _open_executorch(path: Path) -> Opened:
     runtime = import_executorch("runtime").Runtime.get()
     try:
-        with _native_output_muted():
+        with redirect_stderr(io.StringIO()):  # the runtime prints there what it reads and what it refuses
             program = runtime.load_program(path.read_bytes())
             facts = {name: program.load_method(name).execute([])[0] for name in ("classes", "image_size")}
             program.load_method("forward")
@@ -180,17 +180,3 @@ def _open_executorch(path: Path) -> Opened:
         return {OUTPUT: torch.cat(found).numpy()}
 
     return facts, run, [OUTPUT]
-
-
-@contextmanager
-def _native_output_muted() -> Iterator[None]:
-    """Send nowhere what compiled code prints to standard error."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
