@@ -87,7 +87,7 @@ def test_a_file_that_does_not_agree_is_removed(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     forward = Deployable.forward
-    monkeypatch.setattr(Deployable, "forward", lambda module, photos: forward(module, photos).roll(1, 1))
+    monkeypatch.setattr(Deployable, "forward", lambda module, photos: forward(module, photos).flip(1))
     assert main(["export"]) == 1
     assert "differs from its checkpoint" in capsys.readouterr().err
     assert not {"final.pt2", "exports.json", "MODEL_CARD.md"} & {file.name for file in run.iterdir()}
