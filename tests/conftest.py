@@ -15,7 +15,10 @@ from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.drawing_folder import write_drawings
 
 if TYPE_CHECKING:
+    import httpx
     from playwright.sync_api import Browser
+
+    from flowers_pl.serving.models import ServedModel
 
 SIZE = 32  # pixels a side: the smallest that the backbone takes
 
@@ -66,6 +69,23 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield started
         started.close()
+
+
+@pytest.fixture(scope="module")
+def plain() -> ServedModel:
+    """A model as it is served."""
+    from serving import classifier, served
+
+    return served(classifier())
+
+
+@pytest.fixture(scope="module")
+def client(plain: ServedModel) -> Iterator[httpx.Client]:
+    """A client of a server with the page."""
+    from serving import running
+
+    with running(plain, page=True) as session:
+        yield session
 
 
 def _given(variable: str) -> Path:

@@ -140,3 +140,18 @@ def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Pope
 def without(model: ServedModel, **changes: Any) -> ServedModel:
     """The model with other fields."""
     return replace(model, **changes)
+
+
+def refused(answer: httpx.Response, status: int) -> str:
+    """The sentence of a refusal, which has every header that protects."""
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["error"]
+    protected(answer)
+    return answer.json()["error"]
+
+
+def protected(answer: httpx.Response) -> None:
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers.get_list("x-frame-options") == ["DENY"]

@@ -349,7 +349,7 @@ def test_onnx_of_others_is_refused(files: dict[str, Path], tmp_path: Path) -> No
 def test_missing_files_and_other_suffixes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FlowersError, match="no file"):
         Exported.open(tmp_path / "final.onnx")
-    with pytest.raises(FlowersError, match=r"neither \.onnx nor \.pt2"):
+    with pytest.raises(FlowersError, match=r"none of \.onnx, \.pt2, \.pte"):
         Exported.open(tmp_path / "best.ckpt")
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from flowers_pl import FlowerClassifier, main
 from flowers_pl.core.system import processor
 from flowers_pl.data.drawings import draw_flower
+from flowers_pl.export.write import Deployable
 from flowers_pl.runs.final_model import write_card
 
 RUN = Path(__file__).parent / "data" / "run-0.1.0"
@@ -80,6 +81,16 @@ def test_export_to_int8_with_the_photos_moved_away(run: Path, capsys: pytest.Cap
     assert said.startswith("flowers_pl: --quantize int8 needs training photos to calibrate on")
     assert "--root" in said
     assert not list(run.glob("*.onnx"))  # it says so before it works
+
+
+def test_a_file_that_does_not_agree_is_removed(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forward = Deployable.forward
+    monkeypatch.setattr(Deployable, "forward", lambda module, photos: forward(module, photos).flip(1))
+    assert main(["export"]) == 1
+    assert "differs from its checkpoint" in capsys.readouterr().err
+    assert not {"final.pt2", "exports.json", "MODEL_CARD.md"} & {file.name for file in run.iterdir()}
 
 
 def test_a_folder_that_is_not_there(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

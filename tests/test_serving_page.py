@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from serving import TOKEN, classifier, drawing, encoded, running, served, without
+from serving import TOKEN, drawing, encoded, running, without
 
 from flowers_pl.data.drawings import draw_flower
 from flowers_pl.serving.models import ServedModel
 
 DESKTOP, PHONE = {"width": 1200, "height": 900}, {"width": 390, "height": 800}
-
-
-@pytest.fixture(scope="module")
-def plain() -> ServedModel:
-    return served(classifier())
-
-
-@pytest.fixture(scope="module")
-def client(plain: ServedModel) -> Iterator[httpx.Client]:
-    with running(plain, page=True) as session:
-        yield session
 
 
 class Visit:

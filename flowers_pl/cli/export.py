@@ -18,7 +18,7 @@ from flowers_pl.training.classifier import FlowerClassifier
 
 def export(
     ckpt_path: str | None = None,
-    format: Literal["torch", "onnx", "web"] = "torch",
+    format: Literal["torch", "onnx", "executorch", "web"] = "torch",
     quantize: Literal["int8"] | None = None,
     out: str | None = None,
     root: str | None = None,
@@ -28,18 +28,18 @@ def export(
 
     Args:
         ckpt_path: the checkpoint; null for the newest best.ckpt.
-        format: torch for a .pt2 of torch.export, onnx, or web for a folder with a page that classifies
-            pictures in the browser, for any host of files.
+        format: torch for a .pt2 of torch.export, onnx, executorch for a .pte for phones, or web for a folder
+            with a page that classifies pictures in the browser, for any host of files.
         quantize: int8 for a quantised ONNX file beside the other, or for a page whose model is quantised.
-        out: the file to write, or the folder of the page; null for final.pt2, final.onnx or web beside the
-            checkpoint.
+        out: the file to write, or the folder of the page; null for final.pt2, final.onnx, final.pte or web
+            beside the checkpoint.
         root: the folder of the training photos where it has moved; without them the model is checked on
             generated images.
         runtime: for web, the folder or the archive of onnxruntime-web; null to download it (33 MB).
     """
     ckpt = Path(ckpt_path) if ckpt_path else newest_best(RUNS)
-    suffix = {"torch": ".pt2", "onnx": ".onnx", "web": ""}[format]
-    if quantize and format == "torch":
+    suffix = {"torch": ".pt2", "onnx": ".onnx", "executorch": ".pte", "web": ""}[format]
+    if quantize and format not in ("onnx", "web"):
         raise FlowersError("--quantize int8 needs --format onnx or web; give both.")
     if runtime is not None and format != "web":
         raise FlowersError("--runtime needs --format web; give both.")

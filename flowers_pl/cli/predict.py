@@ -54,7 +54,7 @@ def _add_options(options: Options) -> None:
         "exported",
         str | None,
         None,
-        "A .pt2 or .onnx that export wrote, in place of a checkpoint; runs on the CPU.",
+        "A .pt2, .onnx or .pte that export wrote, in place of a checkpoint; runs on the CPU.",
     )
     options.add(
         "out",

@@ -35,7 +35,7 @@ def serve(
 
     Args:
         ckpt_path: the checkpoint; null for the newest best.ckpt.
-        exported: a .onnx or .pt2 that export wrote, in place of a checkpoint; it has no heat maps.
+        exported: a .onnx, .pt2 or .pte that export wrote, in place of a checkpoint; it has no heat maps.
         host: the address to listen at; any but this machine's own needs a token.
         port: the port; 0 for any that is free.
         token: what every request must show, at least 16 characters; better given as FLOWERS_PL_TOKEN in the

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ from torch import Tensor
 from torch.export.pt2_archive._package import load_pt2
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.data.decoding import resize_photo
+from flowers_pl.export.mobile import import_executorch
 from flowers_pl.export.pt2_check import check_archive
 from flowers_pl.export.write import INPUT, MAPS, OUTPUT, UNLIKE, quiet, require
 
@@ -50,18 +55,18 @@ class Exported:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Exported:
-        """Open a `.onnx` (run by onnxruntime) or `.pt2` (run by torch) that `export` wrote, on the CPU.
+        """Open a `.onnx`, `.pt2` or `.pte` that `export` wrote, and run it on the CPU.
 
-        Nothing in the file is executed but the network's operators.
+        onnxruntime, torch or ExecuTorch runs it. Nothing in the file is executed but the network's operators.
 
         Raises:
-            FlowersError: there is no such file, it is damaged or from elsewhere, or onnxruntime is missing.
+            FlowersError: there is no such file, it is damaged or from elsewhere, or its runtime is missing.
         """
         path = Path(path)
-        openers = {".onnx": _open_onnx, ".pt2": _open_torch}
+        openers = {".onnx": _open_onnx, ".pt2": _open_torch, ".pte": _open_executorch}
         if path.suffix not in openers:
             raise FlowersError(
-                f"--exported: {str(path)!r} is neither .onnx nor .pt2; give a file that 'export' wrote."
+                f"--exported: {str(path)!r} is none of {', '.join(openers)}; give a file that 'export' wrote."
             )
         if not path.is_file():
             raise FlowersError(
@@ -152,5 +157,26 @@ def _open_torch(path: Path) -> Opened:
     @torch.inference_mode()
     def run(photos: np.ndarray) -> dict[str, np.ndarray]:
         return {OUTPUT: module(torch.from_numpy(photos)).numpy()}
+
+    return facts, run, [OUTPUT]
+
+
+def _open_executorch(path: Path) -> Opened:
+    runtime = import_executorch("runtime").Runtime.get()
+    try:
+        with redirect_stderr(io.StringIO()):  # the runtime prints there what it reads and what it refuses
+            program = runtime.load_program(path.read_bytes())
+            facts = {name: program.load_method(name).execute([])[0] for name in ("classes", "image_size")}
+            program.load_method("forward")
+    except Exception as error:  # its errors are RuntimeError and KeyError, and not documented
+        raise _foreign(path) from error
+    lock = Lock()  # calls share the method's memory
+
+    def run(photos: np.ndarray) -> dict[str, np.ndarray]:
+        resized = resize_photo(torch.from_numpy(photos), facts["image_size"])
+        forward = program.load_method("forward")  # the same one each time; `program` holds its bytes
+        with lock:
+            found = [forward.execute([photo])[0] for photo in resized.split(1)]
+        return {OUTPUT: torch.cat(found).numpy()}
 
     return facts, run, [OUTPUT]

@@ -78,6 +78,7 @@ def model_card(
         files=files,
         pt2=shown.get(".pt2"),
         onnx=shown.get(".onnx"),
+        pte=shown.get(".pte"),
         drawn=data.get("drawn"),
         root=PurePath(data.get("root", "")).name,
         split=data.get("split", ""),

@@ -1,6 +1,7 @@
 """Write the trained model as one file that does not need this project: ONNX or torch's .pt2.
 
 Photos of any size go in and probabilities come out; resizing and normalisation are part of the model.
+`export.mobile` writes a third kind of file, for phones.
 """
 
 from __future__ import annotations
@@ -39,17 +40,18 @@ class Deployable(nn.Module):
 
     Args:
         model: is copied to the CPU, in evaluation mode.
+        resizes: False where photos already have the model's size.
     """
 
-    def __init__(self, model: FlowerClassifier) -> None:
+    def __init__(self, model: FlowerClassifier, resizes: bool = True) -> None:
         super().__init__()
         self.network = copy.deepcopy(model.network).cpu().eval().requires_grad_(False)
-        self.image_size = model.image_size
+        self.image_size, self.resizes = model.image_size, resizes
         self.flip_test, self.temperature = model.flip_test, model.temperature
 
     def forward(self, photos: Tensor) -> Tensor:
         """Return probabilities, float32 (N, classes), of photos, uint8 (N, 3, H, W), RGB, of any size."""
-        resized = resize_photo(photos, self.image_size)
+        resized = resize_photo(photos, self.image_size) if self.resizes else photos
         if self.flip_test:
             both = self.network(torch.cat([resized, resized.flip(3)]))  # in one pass: the graph stays small
             logits = both.unflatten(0, (2, -1)).transpose(0, 1)
@@ -148,11 +150,11 @@ def write_onnx(module: nn.Module, outputs: list[str], facts: dict[str, str], fil
         onnx.save(proto, unfinished)
 
 
-def require(*packages: str) -> None:
-    """Raise FlowersError, which says how to install it, if a package of the extra `export` is missing."""
+def require(*packages: str, extra: str = "export") -> None:
+    """Raise FlowersError, which says how to install it, if a package of an extra is missing."""
     if missing := [name for name in packages if find_spec(name) is None]:
         names = " and ".join(missing)
-        raise FlowersError(f"{names} must be installed for this; run: pip install 'flowers_pl[export]'.")
+        raise FlowersError(f"{names} must be installed for this; run: pip install 'flowers_pl[{extra}]'.")
 
 
 @contextmanager

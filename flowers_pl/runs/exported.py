@@ -20,7 +20,7 @@ def predict_exported(file: Path, data: FlowersDataModule) -> tuple[list[str], li
     are.
 
     Args:
-        file: .pt2 or .onnx, int8 or not.
+        file: .pt2, .pte or .onnx, int8 or not.
         data: with a `predict_root`; takes classes and image size from the file.
 
     Returns:

@@ -67,12 +67,12 @@ def write_final(
     """Export a model, compare it with its checkpoint, and write its card.
 
     It is compared on validation photos, which are training photos too in a refit, or on generated images
-    where none of the photos can be read.
+    where none of the photos can be read. A file that does not agree is removed.
 
     Args:
         model: the trained model.
         ckpt: where it comes from.
-        file: where it goes; .onnx or .pt2.
+        file: where it goes; .onnx, .pt2 or .pte.
         root: the folder of the photos.
         placed: their split.
         most: check on at most about so many of the validation photos, evenly spread; None for all.
@@ -83,13 +83,18 @@ def write_final(
         FlowersError: the exported model does not agree with the checkpoint, or there are no training photos
             to calibrate int8 on.
     """
+    from flowers_pl.export.mobile import export_executorch
     from flowers_pl.export.write import export_onnx, export_torch
 
     if quantize:
         check_calibration(root, placed)
     log.info("Writing %s and comparing it with %s …", file, ckpt)
-    (export_onnx if file.suffix == ".onnx" else export_torch)(model, file)
-    files = {file.name: compare(file, model, root, placed, most)}
+    {".onnx": export_onnx, ".pt2": export_torch, ".pte": export_executorch}[file.suffix](model, file)
+    try:
+        files = {file.name: compare(file, model, root, placed, most)}
+    except FlowersError:
+        file.unlink(missing_ok=True)
+        raise
     log.info("%s: %s", file, files[file.name])
     if quantize:
         files |= write_int8(file, root, placed)

@@ -86,10 +86,10 @@ def open_checkpoint(path: Path) -> ServedModel:
 
 
 def open_exported(path: Path) -> ServedModel:
-    """Open a .onnx or .pt2 that `export` wrote; only that of `--format web` has novelty scores and heat maps.
+    """Open a file that `export` wrote; only that of `--format web` has novelty scores and heat maps.
 
     Raises:
-        FlowersError: there is no such file, it is damaged or from elsewhere, or onnxruntime is missing.
+        FlowersError: there is no such file, it is damaged or from elsewhere, or its runtime is missing.
     """
     from flowers_pl.explain.activation_maps import scaled_maps
     from flowers_pl.export.load import Exported

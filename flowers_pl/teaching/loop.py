@@ -22,6 +22,7 @@ from flowers_pl.data.prefetch import PrefetchLoader, ThreadPlan
 from flowers_pl.data.ranges import Augmentation
 from flowers_pl.data.sampling import BatchKey
 from flowers_pl.teaching.networks import Teacher
+from flowers_pl.training.schedule import rate_factor
 
 log = logging.getLogger(__name__)
 HEAD_FACTOR = 3.0  # of the head's learning rate, which starts from nothing
@@ -78,7 +79,9 @@ def train(teacher: Teacher, photos: CachedPhotos, members: np.ndarray, recipe: R
     optimizer = _optimizer(teacher, recipe.rate)
     average = copy.deepcopy(teacher).eval()
     steps = recipe.epochs * -(-len(members) // recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rate_factor(step, steps, WARMUP, "cosine")
+    )
     step = 0
     with torch.random.fork_rng([recipe.device] if recipe.device.type == "cuda" else []):
         torch.manual_seed(recipe.seed)
@@ -119,18 +122,6 @@ def _optimizer(teacher: Teacher, rate: float) -> torch.optim.Optimizer:
             for (is_head, is_matrix), weights in groups.items()
         ]
     )
-
-
-def _factor(step: int, steps: int) -> float:
-    """Return the factor of the learning rates: a line from zero, then a cosine to zero.
-
-    >>> [round(_factor(step, 20), 3) for step in (0, 1, 2, 11, 19, 20)]
-    [0.333, 0.667, 1.0, 0.5, 0.008, 0.0]
-    """
-    warm = WARMUP * steps
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1.0, steps - warm))))
 
 
 def _keys(photos: CachedPhotos, members: np.ndarray, epoch: int, recipe: Recipe) -> list[BatchKey]:

@@ -37,7 +37,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FlowersError(
             f"--ckpt_path: there is no checkpoint {str(path)!r}; give the path of a best.ckpt or last.ckpt."
         )
-    if path.suffix in (".onnx", ".pt2"):
+    if path.suffix in (".onnx", ".pt2", ".pte"):
         raise FlowersError(
             f"--ckpt_path: {str(path)!r} is an exported model, not a checkpoint; give it to 'predict' as"
             " --exported."

@@ -1,0 +1,119 @@
+"""`serving.guard`: how much may be asked, and how what is too much is refused."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+from serving import drawing, encoded, parts, refused, running, without
+
+from flowers_pl.data.formats import Limits, get_limits, set_limits
+from flowers_pl.serving import guard
+from flowers_pl.serving.guard import RequestLimits
+from flowers_pl.serving.models import ServedModel
+
+ROSE = drawing(1)
+
+
+def test_413_for_too_many_bytes_announced_or_not(plain: ServedModel) -> None:
+    with running(plain, RequestLimits(max_bytes=2**20)) as client:
+        assert "at most 1 MiB" in refused(client.post("/classify", files=parts(b"x" * 2**21)), 413)
+        refused(client.post("/classify", content=iter([b"x" * 2**16] * 40)), 422)  # is no form
+        form = {"content-type": "multipart/form-data; boundary=b"}
+        start = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+        refused(client.post("/classify", content=iter([start, *[b"x" * 2**16] * 40]), headers=form), 413)
+        assert client.post("/classify", files=parts(ROSE)).status_code == 200
+
+
+def test_422_for_too_many_pixels_before_they_are_decoded(plain: ServedModel) -> None:
+    before = get_limits()
+    set_limits(Limits(max_pixels=10**6))
+    try:
+        with running(plain) as client:
+            bomb = encoded(Image.new("L", (30_000, 30_000)), "PNG")
+            assert len(bomb) < 2**20
+            answer = client.post("/classify", files=parts(bomb))
+    finally:
+        set_limits(before)
+    assert answer.status_code == 422
+    (one,) = answer.json()["results"]
+    assert one["error"] == "has far more pixels than the limit of 1 million"  # names no option
+
+
+def test_422_for_too_many_files(plain: ServedModel) -> None:
+    with running(plain, RequestLimits(max_files=3)) as client:
+        assert client.post("/classify", files=parts(*[ROSE] * 3)).status_code == 200
+        assert "at most 3 files" in refused(client.post("/classify", files=parts(*[ROSE] * 4)), 422)
+        assert "1 to 3 parts" in refused(client.post("/classify", files=parts(*[ROSE] * 40)), 422)
+
+
+def test_429_and_503_for_too_many_requests_under_way(plain: ServedModel) -> None:
+    go_on = threading.Event()
+
+    def compute(photos: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        assert go_on.wait(20)
+        return plain.compute(photos)
+
+    slow = without(plain, compute=compute)
+    for most, status in ((4, 429), (1, 503)):
+        go_on.clear()
+        allowed = max(1, most // 2)
+        with running(slow, RequestLimits(max_requests=most)) as client, ThreadPoolExecutor(8) as pool:
+            under_way = [pool.submit(client.post, "/classify", files=parts(ROSE)) for _ in range(allowed)]
+            refusals: list[httpx.Response] = []
+            until = time.monotonic() + 20
+            while not refusals and time.monotonic() < until:  # until those have arrived
+                answer = client.get("/health")
+                refusals += [answer] if answer.status_code != 200 else []
+            refusals.append(client.post("/classify", files=parts(ROSE)))
+            for answer in refusals:
+                refused(answer, status)
+                assert answer.headers["retry-after"] == "1"
+            go_on.set()
+            assert [one.result().status_code for one in under_way] == [200] * allowed
+            assert client.get("/health").status_code == 200
+
+
+def test_503_where_the_bodies_together_are_too_large(
+    plain: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = RequestLimits(max_bytes=1000, max_requests=100)
+    with running(plain, limits) as client:
+        connections = []
+        host, port = client.base_url.host, client.base_url.port
+        assert port is not None
+        for _ in range(9):  # each holds 900 of 8,000 bytes, and is not complete
+            connection = socket.create_connection((host, port))
+            head = f"POST /classify HTTP/1.1\r\nHost: {host}\r\nContent-Length: 950\r\n"
+            head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+            connection.sendall(head.encode() + b"--b\r\n" + b"Content-Disposition: form-data; name=x\r\n\r\n")
+            connection.sendall(b"x" * 850)
+            connections.append(connection)
+        connections[-1].settimeout(20)
+        monkeypatch.setattr(guard, "DRAINED_SECONDS", 0.1)
+        said = connections[-1].recv(10_000)
+        for connection in connections:
+            connection.close()
+        assert said.startswith(b"HTTP/1.1 503")
+        until = time.monotonic() + 20
+        while (answer := client.post("/classify", files=parts(ROSE[:100]))).status_code == 503:
+            assert time.monotonic() < until  # the connections that were closed give their bytes back
+        assert answer.status_code == 422
+
+
+def test_a_request_that_never_comes_is_given_up(plain: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(guard, "DRAINED_SECONDS", 0.1)
+    with running(plain) as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+            connection.settimeout(20)
+            head = "POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n"
+            connection.sendall(f"{head}Content-Type: multipart/form-data; boundary=b\r\n\r\n--b".encode())
+            assert connection.recv(10_000).startswith(b"HTTP/1.1 408")
+        assert client.post("/classify", files=parts(ROSE)).status_code == 200
