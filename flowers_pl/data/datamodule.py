@@ -64,7 +64,8 @@ class FlowersDataModule(L.LightningDataModule):
         drawn_size: pixels a side of a drawing.
         cache: keep photos decoded, 77 KB each at 160 pixels; without it each epoch reads their files again.
         cache_dir: folder for decoded photos; default ~/.cache/flowers_pl.
-        cache_limit: GB that all decoded photos there may take: the least recently used go first; default no limit.
+        cache_limit: GB that all decoded photos there may take: those that were not used for longest go first,
+            those in use stay; default as much as the disk has room for.
         shard_cache_limit: GB that this machine keeps of the shards of a pack at an address.
         workers: processes that decode the photos once, and threads that prepare batches; default as many as
             there are cores, 0 for none.
