@@ -38,6 +38,7 @@ from flowers_pl import (
     load_photo,
     load_weights,
 )
+from flowers_pl.data.packed import order_by_shards
 
 SECONDS = 3.0  # for each part
 Part = Callable[[], int]  # processes photos and returns how many
@@ -91,7 +92,8 @@ def pipeline(
         photos = augment(batch.photos, batch.draws, data.augmentation)
         return batch._replace(photos=photos[:0], features=frozen(photos))
 
-    sampler = BatchSampler(len(data.train_photos), data.batch_size, seed=0)
+    reading = order_by_shards(data.train_photos)
+    sampler = BatchSampler(len(data.train_photos), data.batch_size, seed=0, reading=reading)
     start, photos = 0.0, 0
     for index, batch in enumerate(PrefetchLoader(sampler, data.train_photos, prepare, lambda: share)):
         step(batch)

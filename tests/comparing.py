@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.weight_average import AVERAGE
 
 
-def assert_same_runs(one: Path, other: Path) -> None:
+def assert_same_runs(one: Path, other: Path, *, ignore: Sequence[str] = ()) -> None:
     """Two runs' checkpoints hold the same weights, optimizer, stage, patience and progress, bit for bit.
 
-    Their tables are the same too, and nothing unfinished lies in the second one's folder.
+    Their tables are the same too, and nothing unfinished lies in the second one's folder. `ignore` names
+    what may differ.
     """
     for name in ("best.ckpt", "last.ckpt"):
         first, second = (read_checkpoint(run / name) for run in (one, other))
@@ -29,7 +31,11 @@ def assert_same_runs(one: Path, other: Path) -> None:
             "flowers_pl",
             AVERAGE,
         ):
-            differing = differences(first.get(part), second.get(part), part)
+            differing = [
+                one
+                for one in differences(first.get(part), second.get(part), part)
+                if not one.startswith(tuple(ignore))
+            ]
             assert not differing, (name, differing[:5])
     tables = [read_table(run / "metrics.csv") for run in (one, other)]
     for row in (row for table in tables for row in table):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,7 +129,7 @@ def test_drawings_are_drawn_where_none_are(tmp_path: Path) -> None:
 LABELS = np.repeat([0, 1, 2], [3, 20, 8])  # 31 photos: shares of 10, 10 and 11
 
 
-def shown(epoch: int, seed: int = 5, **options: int) -> list[BatchKey]:
+def shown(epoch: int, seed: int = 5, **options: Any) -> list[BatchKey]:
     sampler = BatchSampler(
         31, 8, seed=seed, position=lambda: (epoch, 0), labels=LABELS, balance="sampler", **options
     )

@@ -53,6 +53,18 @@ def test_a_resumed_run_ends_as_if_never_stopped(home: Path, epochs: int) -> None
     shutil.rmtree(run)
 
 
+def test_a_run_in_float64_resumes_without_rounding_its_weights(home: Path) -> None:
+    short = ["--trainer.precision", "64-true", "--unfreeze.head_epochs", "1", "--unfreeze.top_epochs", "1"]
+    start = ["fit", "--config", "small.yaml", *short, "--run_name"]
+    assert main([*start, "whole64"]) == 0
+    assert main([*start, "parts64", "--trainer.max_epochs", "1"]) == 0
+    runs = [home / "checkpoints" / name for name in ("whole64", "parts64")]
+    assert main(["fit", "--ckpt_path", str(runs[1] / "last.ckpt"), "--trainer.max_epochs", "-1"]) == 0
+    assert_same_runs(runs[0], runs[1])
+    for run in runs:
+        shutil.rmtree(run)
+
+
 def test_a_finished_run_says_so_and_stays(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = home / "checkpoints" / "whole"
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}

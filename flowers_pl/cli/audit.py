@@ -23,6 +23,8 @@ from flowers_pl.data.reviews import read_review
 from flowers_pl.data.split_photos import check_settings
 from flowers_pl.network.mobilenet import FlowerNet
 from flowers_pl.network.weights import NotDownloadedError, load_weights
+from flowers_pl.packs.remote import is_address
+from flowers_pl.packs.roots import find_pack
 
 log = logging.getLogger(__name__)
 ON_SCREEN = 10  # lines a section; audit.txt has all
@@ -90,6 +92,11 @@ def audit(
             as they say.
         to: folder for that copy, empty or not there yet.
     """
+    if is_address(data.root) or find_pack(data.root) is not None:
+        raise FlowersError(
+            f"--data.root: {data.root!r} is a pack, which 'audit' does not read, because it judges files;"
+            " audit the folder before you pack it."
+        )
     if apply is not None or to is not None:
         _apply(data.root, apply, to)
         return

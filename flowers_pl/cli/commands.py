@@ -11,5 +11,6 @@ SUMMARIES = {
     "explain": "Show where the model looks: heat maps in the run's folder gradcam.",
     "export": "Write the final model for use elsewhere, checked against its checkpoint, and a model card.",
     "serve": "Classify pictures on a page in the browser, and for other programs by HTTP.",
+    "pack": "Put a folder of photos into shards, for training from an object store or without a cache.",
     "cache": "List the decoded photos that are kept between runs, or remove them.",
 }

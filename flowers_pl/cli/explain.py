@@ -21,6 +21,7 @@ from flowers_pl.core.names import KEY, RUNS
 from flowers_pl.core.text import nfc, plural
 from flowers_pl.data.decoding import resize_photo
 from flowers_pl.data.folder import TRAIN, VAL, list_pictures
+from flowers_pl.data.packed import folder_of
 from flowers_pl.data.sampling import even_sample
 from flowers_pl.runs.folder import readable_photos, split_of
 from flowers_pl.runs.results import log_pictures, save_figure
@@ -98,7 +99,7 @@ def _to_explain(
     """Names, photos at their own size, and classes where they are known: those of the folders that photos lie
     in."""
     if images is None:
-        placed, root = split_of(ckpt), Path(read_checkpoint(ckpt)[KEY]["data"]["root"])
+        placed, root = split_of(ckpt), folder_of(read_checkpoint(ckpt)[KEY]["data"]["root"])
         validating = [one for one in placed if one.side == (VAL if model.refit is None else TRAIN)]
         labels = np.array([model.classes.index(one.label) for one in validating])
         paths = [validating[row].path for row in even_sample(labels, most, seed=0)]

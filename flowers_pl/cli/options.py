@@ -21,6 +21,7 @@ from flowers_pl.cli.mistakes import explain_mistake
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import expand_home, expanded
 from flowers_pl.core.text import escape_bytes, unescape_bytes
+from flowers_pl.packs.remote import check_address, is_address
 
 PATHS = (
     "data.root", "data.exclude", "data.review", "data.soft_labels", "data.split", "data.test_root",
@@ -110,6 +111,8 @@ class Options:
                 explain_mistake(self.parser, self.types, self.command, ["--config", str(file)], error)
             said = explain_mistake(self.parser, self.types, self.command, args, error)
             raise FlowersError(f"{said} (see '{PROGRAM} {self.command} --help')") from error
+        if is_address(root := str(settings.get("data.root"))):
+            check_address(root)
         for name, path in _paths(settings):
             settings[name] = expand_home(path if os.path.exists(path) else unescape_bytes(path))
         return settings
@@ -132,6 +135,7 @@ class Options:
 def _paths(settings: Namespace) -> list[tuple[str, str]]:
     """Return the settings that are paths."""
     values = [(name, settings.get(name)) for name in PATHS]
+    values = [(name, value) for name, value in values if name != "data.root" or not is_address(str(value))]
     return [(name, value) for name, value in values if isinstance(value, str) and value not in NAMES]
 
 

@@ -20,6 +20,7 @@ from flowers_pl.core.signals import Stopped
 from flowers_pl.core.system import best_precision
 from flowers_pl.core.text import printable
 from flowers_pl.data.datamodule import FlowersDataModule
+from flowers_pl.packs.remote import is_address
 from flowers_pl.teaching.loop import Recipe
 from flowers_pl.teaching.networks import LITE, OWN, make_teacher, teacher_kind
 from flowers_pl.teaching.out_of_fold import Lesson, check_table, teach, write_soft_labels
@@ -148,7 +149,7 @@ def _facts(settings: Namespace, precision: str, rate: float, device: torch.devic
     return {
         "teacher": settings.teacher,
         "teacher_weights": settings.teacher_weights or "published",
-        "root": str(Path(data.root).resolve()),
+        "root": data.root if is_address(data.root) else str(Path(data.root).resolve()),
         "split": data.split,
         "split_seed": data.split_seed,
         "val_fraction": data.val_fraction,

@@ -14,11 +14,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from flowers_pl.core.files import seen_from_here
 from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles, photos_to_predict
-from flowers_pl.data.cache import DecodedPhotos, decode_photos
+from flowers_pl.data.cache import DecodedPhotos
 from flowers_pl.data.drawing_folder import obtain_photos
 from flowers_pl.data.feature_cache import FeatureCache
 from flowers_pl.data.folder import TEST, VAL, LeftOut, Photo, list_photos, split_folders
 from flowers_pl.data.formats import Limits, set_limits
+from flowers_pl.data.packed import decode_root, folder_of, order_by_shards
 from flowers_pl.data.prefetch import PrefetchLoader
 from flowers_pl.data.preparation import Preparation
 from flowers_pl.data.ranges import Augmentation
@@ -26,6 +27,7 @@ from flowers_pl.data.sampling import Balance, BatchSampler, check_ranks
 from flowers_pl.data.soft_labels import SoftLabels
 from flowers_pl.data.split import Placed
 from flowers_pl.data.split_photos import SplitPhotos, SplitSettings, check_settings, class_numbers
+from flowers_pl.packs.roots import DEFAULT_LIMIT, address_of
 
 SETTINGS = ("image_size", "val_fraction", "split", "split_seed", "exclude", "review", "drawn", "drawn_size")
 
@@ -35,7 +37,7 @@ class FlowersDataModule(L.LightningDataModule):
 
     Args:
         root: the folder; has one folder of photos for each class, or such folders below train/, val/ and
-            test/, which are then the split.
+            test/, which are then the split; or a pack (see 'pack'), here or at s3://bucket/prefix.
         image_size: pixels a side; photos are squashed to this square.
         batch_size: photos a training step, on all devices together.
         val_fraction: share of the photos that validate.
@@ -64,6 +66,7 @@ class FlowersDataModule(L.LightningDataModule):
         cache_dir: folder for decoded photos; default ~/.cache/flowers_pl.
         cache_limit: GB that all decoded photos there may take: those that were not used for longest go first,
             those in use stay; default as much as the disk has room for.
+        shard_cache_limit: GB that this machine keeps of the shards of a pack at an address.
         workers: processes that decode the photos once, and threads that prepare batches; default as many as
             there are cores, 0 for none.
         limits: what is refused, against pictures that would exhaust memory or time.
@@ -104,21 +107,23 @@ class FlowersDataModule(L.LightningDataModule):
         cache: bool = True,
         cache_dir: str | None = None,
         cache_limit: float | None = None,
+        shard_cache_limit: float = DEFAULT_LIMIT,
         workers: int | None = None,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         set_limits(limits)
         check_settings(image_size, val_fraction, workers, batch_size, drawn, stored_size, cache_limit)
-        self.root, self.image_size, self.batch_size = Path(root).expanduser(), image_size, batch_size
-        self.val_fraction, self.split, self.split_seed, self.seed = val_fraction, split, split_seed, seed
+        self.cache_limit = cache_limit
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.root, self.image_size = folder_of(root, self.cache_dir, shard_cache_limit), image_size
+        self.batch_size, self.val_fraction, self.split = batch_size, val_fraction, split
+        self.split_seed, self.seed, self.drawn, self.drawn_size = split_seed, seed, drawn, drawn_size
         self.exclude, self.review = (file and str(Path(file).resolve()) for file in (exclude, review))
-        self.augmentation, self.workers, self.balance = augmentation, workers, balance
+        self.augmentation, self.workers, self.balance, self.cache = augmentation, workers, balance, cache
         self.stored_size = stored_size or image_size
         self.soft_labels = SoftLabels(soft_labels, soft_labels_weight)
         self.unreadable, self.test_root, self.predict_root = unreadable, test_root, predict_root
-        self.drawn, self.drawn_size, self.cache, self.cache_limit = drawn, drawn_size, cache, cache_limit
-        self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.classes: list[str] = []
         self.reported_photos: list[Photo] = []
         self.all_of: Path | None = None  # the split.csv whose photos, of both sides, a refit trains on
@@ -127,8 +132,6 @@ class FlowersDataModule(L.LightningDataModule):
         self._files: PhotoFiles | None = None
         self._preparation = Preparation(lambda: self.trainer, augmentation, image_size)
         self.allow_zero_length_dataloader_with_multiple_devices = True
-
-    # ---------------------------------------------------------------- what there is
 
     def prepare_data(self) -> None:
         """Draw or download what is missing, then decode all photos; called on one rank of each machine.
@@ -150,7 +153,7 @@ class FlowersDataModule(L.LightningDataModule):
     def find_test_root(self) -> str | None:
         """Return the folder to test on, test/ of the root where no other is given; None for neither."""
         tests = [name for name, side in split_folders(self.root).items() if side == TEST]
-        if self.test_root is None and tests:
+        if self.test_root is None and tests and (self.root / tests[0]).is_dir():
             self.test_root = seen_from_here(self.root / tests[0])
         return self.test_root
 
@@ -158,8 +161,8 @@ class FlowersDataModule(L.LightningDataModule):
         listed = list_photos(self.root)
         settings = (self.cache_dir, self.workers, self.cache, retry, self.cache_limit)
         if self._training() and self.stored_size != self.image_size:
-            self._stored = decode_photos(self.root, listed, self.stored_size, *settings)
-        return listed, decode_photos(self.root, listed, self.image_size, *settings)
+            self._stored = decode_root(self.root, listed, self.stored_size, *settings)
+        return listed, decode_root(self.root, listed, self.image_size, *settings)
 
     def _training(self) -> bool:
         return self.trainer is None or self._preparation.fitting()
@@ -239,8 +242,6 @@ class FlowersDataModule(L.LightningDataModule):
             raise RuntimeError("the photos are not split yet; call setup('fit') first")
         return self._split
 
-    # ---------------------------------------------------------------- batches
-
     def train_dataloader(self) -> PrefetchLoader:
         """Load the training side, shuffled and augmented differently each epoch."""
         check_ranks(self.batch_size, self.trainer.world_size if self.trainer is not None else 1)
@@ -269,7 +270,7 @@ class FlowersDataModule(L.LightningDataModule):
     ) -> PrefetchLoader:
         trainer = self.trainer
         rank, num_ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        sampler = BatchSampler(len(dataset), batch_size, rank, num_ranks)
+        sampler = BatchSampler(len(dataset), batch_size, rank, num_ranks, reading=order_by_shards(dataset))
         if shuffled:
             sampler.seed, sampler.labels, sampler.balance = self.seed, self.train_photos.labels, self.balance
             sampler.position = partial(self._preparation.position, len(dataset), self.batch_size)
@@ -288,7 +289,7 @@ class FlowersDataModule(L.LightningDataModule):
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the validation side, in types that any checkpoint may hold."""
-        return {"root": str(self.root.resolve()), **{name: getattr(self, name) for name in SETTINGS}}
+        return {"root": address_of(self.root), **{name: getattr(self, name) for name in SETTINGS}}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of the soft labels."""

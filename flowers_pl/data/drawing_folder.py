@@ -10,6 +10,7 @@ from flowers_pl.core.files import check_writable, replacing_folder
 from flowers_pl.core.text import printable
 from flowers_pl.data.download import download_flower_photos
 from flowers_pl.data.drawings import KINDS, VERSION, draw_flower
+from flowers_pl.packs.roots import is_remote
 
 log = logging.getLogger(__name__)
 _MARKER = ".drawn.json"
@@ -27,6 +28,8 @@ def obtain_photos(root: Path, drawn: int, seed: int, size: int) -> None:
     Raises:
         FlowersError: as `write_drawings` and `download_flower_photos` do.
     """
+    if is_remote(root):
+        return
     if drawn:
         write_drawings(root, drawn, seed, size)
         log.info("%s holds drawings, not photos: %d of each kind.", root, drawn)

@@ -2,7 +2,7 @@
 
 Philox is counter-based (Salmon et al. 2011): its n-th number is a function of its key, its counter and n. The
 key holds the seed, the epoch and the number of a stream, so what a photo gets is a function of (seed, epoch,
-photo) alone. `sampling.balanced_order` has stream 3 from its beginning.
+photo) alone. `sampling.balanced_order` has stream 3 from its beginning, `shard_order` a block of stream 0.
 """
 
 from __future__ import annotations
@@ -57,6 +57,15 @@ def epoch_draws(seed: int, epoch: int, num_photos: int, num_draws: int = DRAWS) 
         draws=draws,
         keys=_stream(seed, epoch, 2).random_raw(num_photos).view(np.int64),
     )
+
+
+def shard_order(seed: int, epoch: int, num_shards: int) -> np.ndarray:
+    """Draw the order in which an epoch reads the shards of a pack: int64 (num_shards,).
+
+    >>> sorted(shard_order(seed=0, epoch=1, num_shards=4).tolist())
+    [0, 1, 2, 3]
+    """
+    return np.argsort(_stream(seed, epoch, 0, block=1).random_raw(num_shards), kind="stable")
 
 
 def _stream(seed: int, epoch: int, number: int, block: int = 0) -> np.random.Philox:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.text import nfc, plural, printable
+from flowers_pl.packs.roots import find_pack
 
 log = logging.getLogger(__name__)
 NAMED = 20  # unreadable files that are named on screen
@@ -107,6 +108,8 @@ def split_folders(root: str | os.PathLike[str]) -> dict[str, str]:
     ...     split_folders(root)
     {'Train': 'train', 'valid': 'val'}
     """
+    if (pack := find_pack(root)) is not None:
+        return pack.index.sides
     try:
         names = _folders(root)
         sides = {name: SIDES[name.lower()] for name in names if name.lower() in SIDES}
@@ -152,6 +155,8 @@ def list_class_files(
     root = Path(root)
     names: dict[str, str] = {}
     photos: list[Photo] = []
+    if (pack := find_pack(root)) is not None:
+        return pack.index.classes, [Photo(*entry) for entry in pack.listed]
     class_folders(root, option)
     for parent in split_folders(root) or [""]:
         folders = class_folders(root / parent, option)

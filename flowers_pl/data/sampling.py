@@ -8,7 +8,7 @@ takes every `ranks`-th photo.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -46,6 +46,22 @@ class BatchKey(NamedTuple):
         return self._replace(rows=self.rows[members], slots=self.slots[members], weights=weights)
 
 
+class ReadingOrder(Protocol):
+    """How photos that are read from shards are to be ordered: see `packed.ShardOrder`."""
+
+    def arrange(self, order: np.ndarray, seed: int | None, epoch: int) -> np.ndarray:
+        """Return the positions of an order in the sequence in which they are to be shown."""
+        ...
+
+    def expect(self, order: np.ndarray) -> object:
+        """Prefetch photos that will be read, in this order; return the plan."""
+        ...
+
+    def end(self, plan: Any) -> None:
+        """End a plan that `expect` returned."""
+        ...
+
+
 class BatchSampler(Sampler[BatchKey]):
     """The batches of one rank in one epoch; a short last batch is kept.
 
@@ -61,6 +77,7 @@ class BatchSampler(Sampler[BatchKey]):
             epoch).
         labels: int64 (photos,): their classes; needed to balance them.
         balance: 'sampler' shows as many photos of each class, 'loss' weighs their losses.
+        reading: changes the order for photos that are read from shards; None for others.
 
     >>> [key.rows.tolist() for key in BatchSampler(5, batch_size=2)]
     [[0, 1], [2, 3], [4]]
@@ -78,10 +95,11 @@ class BatchSampler(Sampler[BatchKey]):
         position: Callable[[], tuple[int, int]] = lambda: (0, 0),
         labels: np.ndarray | None = None,
         balance: Balance = "none",
+        reading: ReadingOrder | None = None,
     ) -> None:
         self.photos, self.batch_size, self.rank, self.ranks = photos, batch_size, rank, ranks
         self.seed, self.position = seed, position
-        self.labels, self.balance = labels, balance
+        self.labels, self.balance, self.reading = labels, balance, reading
 
     def __len__(self) -> int:
         return max(1, -(-self.photos // self.batch_size))
@@ -89,14 +107,22 @@ class BatchSampler(Sampler[BatchKey]):
     def __iter__(self) -> Iterator[BatchKey]:
         epoch, first = self.position()
         order, slots = self._order(epoch)
+        if self.reading is not None:
+            places = self.reading.arrange(order, self.seed, epoch)
+            order, slots = order[places], slots[places]
+        plan = None if self.reading is None else self.reading.expect(order[first * self.batch_size :])
         weights = photo_weights(self.labels) if self.balance == "loss" and self.labels is not None else None
-        for start in range(first * self.batch_size, max(1, self.photos), self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            rows, mine = order[batch], slice(self.rank, None, self.ranks)
-            key = BatchKey(epoch, rows[mine], len(rows), slots[batch][mine])
-            if weights is not None:
-                key = key._replace(weights=(weights[rows] / weights[rows].mean())[mine])
-            yield key
+        try:
+            for start in range(first * self.batch_size, max(1, self.photos), self.batch_size):
+                batch = slice(start, start + self.batch_size)
+                rows, mine = order[batch], slice(self.rank, None, self.ranks)
+                key = BatchKey(epoch, rows[mine], len(rows), slots[batch][mine])
+                if weights is not None:
+                    key = key._replace(weights=(weights[rows] / weights[rows].mean())[mine])
+                yield key
+        finally:
+            if self.reading is not None:
+                self.reading.end(plan)
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the epoch's photos and the draws that they take: each its own or, where a photo is shown

@@ -17,8 +17,10 @@ from flowers_pl.core.system import processor
 from flowers_pl.core.text import plural
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.folder import TRAIN, VAL
+from flowers_pl.data.packed import folder_of
 from flowers_pl.data.split import Placed
-from flowers_pl.runs.folder import readable_photos, rows_of, settings_of, split_of
+from flowers_pl.packs.roots import is_remote
+from flowers_pl.runs.folder import any_there, readable_photos, rows_of, settings_of, split_of
 from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
 from flowers_pl.training.weight_average import AVERAGE
@@ -39,10 +41,10 @@ def find_photos(ckpt: Path, root: str | None = None) -> tuple[Path, list[Placed]
         Their folder, which need not exist any more, and their split, empty where it cannot be known.
     """
     settings = settings_of(ckpt) | ({} if root is None else {"root": root})
-    folder = Path(settings.get("root", ""))
+    folder = folder_of(settings.get("root", ""))
     if (ckpt.parent / SPLIT).is_file():
         return folder, split_of(ckpt)
-    if "root" not in settings or not folder.is_dir():
+    if "root" not in settings or not (is_remote(folder) or folder.is_dir()):
         return folder, []
     data = FlowersDataModule(**settings)
     try:
@@ -105,7 +107,7 @@ def check_calibration(root: Path, placed: Sequence[Placed]) -> None:
     """Refuse at once to calibrate int8 where there are no training photos; raise FlowersError."""
     from flowers_pl.export.quantize import NO_PHOTOS
 
-    if not any((root / photo.path).is_file() for photo in placed if photo.side == TRAIN):
+    if not any_there(root, (photo.path for photo in placed if photo.side == TRAIN)):
         raise FlowersError(NO_PHOTOS)
 
 
@@ -136,7 +138,7 @@ def compare(
 def _photos_there(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """Yield paths and photos; name those that are missing, but for a folder that holds none of them."""
     listed = list(paths)
-    return readable_photos(root, listed if any((root / path).is_file() for path in listed) else ())
+    return readable_photos(root, listed if any_there(root, listed) else ())
 
 
 def write_int8(file: Path, root: Path, placed: Sequence[Placed]) -> dict[str, str]:

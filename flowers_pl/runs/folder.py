@@ -18,7 +18,9 @@ from flowers_pl.core.text import nfc, printable
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.decoding import UnreadablePhoto, read_photo
 from flowers_pl.data.folder import TRAIN, VAL
+from flowers_pl.data.packed import packed_photo
 from flowers_pl.data.split import HEADER, Placed
+from flowers_pl.packs.roots import find_pack
 from flowers_pl.training.checkpoint_files import read_checkpoint, unusable
 
 log = logging.getLogger(__name__)
@@ -84,11 +86,25 @@ def _not_as_written(file: Path, why: str) -> FlowersError:
     return FlowersError(f"{str(file)!r} is not as the run wrote it ({why}); restore it or move it away.")
 
 
+def any_there(root: Path, paths: Iterable[str]) -> bool:
+    """Return whether a root has any of some photos; False, with a warning, where it cannot be reached."""
+    try:
+        pack = find_pack(root)
+    except FlowersError as error:
+        log.warning("%s", error)
+        return False
+    return any((root / path).is_file() if pack is None else path in pack.row_of for path in paths)
+
+
 def readable_photos(root: Path, paths: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield paths and photos, uint8 (3, H, W), at their own sizes; log those that cannot be read any more."""
+    """Yield paths and photos, uint8 (3, H, W), at their own sizes; log those that cannot be read any more.
+
+    Photos of a pack have the size that it keeps.
+    """
+    pack = find_pack(root)
     for path in paths:
         try:
-            photo = read_photo(root / path)
+            photo = read_photo(root / path if pack is None else packed_photo(pack, path))
         except UnreadablePhoto as reason:
             log.warning("Left out: %s (%s).", printable(path), reason)
             continue

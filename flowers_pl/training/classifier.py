@@ -119,6 +119,8 @@ class FlowerClassifier(FlowerModel):
         """Build the network for the classes of the data, unless a checkpoint has built it."""
         if not self.classes:
             self.build(self._data.classes, self._data.image_size)
+        if self.trainer.precision == "64-true":
+            self.double()  # Lightning does so later, when a checkpoint's weights have been rounded already
 
     def on_fit_start(self) -> None:
         """Initialise the network on one rank and send it to the others, unless a checkpoint is resumed."""

@@ -1,0 +1,237 @@
+"""A folder of photos -> a pack of them: decoded, or as they are, in tar shards with an index."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from flowers_pl.core.errors import FlowersError, reason_of
+from flowers_pl.core.files import check_writable, replacing_folder
+from flowers_pl.core.text import printable
+from flowers_pl.data.decode_workers import Unreadable, content_digest, decode_rows
+from flowers_pl.data.duplicates import Fingerprint
+from flowers_pl.data.folder import UNREADABLE, LeftOut, Photo, list_photos, split_folders
+from flowers_pl.data.formats import UnreadablePhoto
+from flowers_pl.data.packed import FINGERPRINTS
+from flowers_pl.data.sources import read_bytes
+from flowers_pl.packs.index import (
+    FILES,
+    INDEX,
+    LEFT_OUT,
+    MAX_SIZE,
+    PATHS,
+    PHOTO,
+    PHOTOS,
+    PLACE,
+    PackIndex,
+    pixels_series,
+    size_of,
+)
+from flowers_pl.packs.roots import find_pack
+from flowers_pl.packs.writer import ShardWriter, entry_of, npy_bytes, write_table
+
+log = logging.getLogger(__name__)
+GROUP_BYTES = 2**28  # of decoded photos between decoding and their shards
+SHARD_BYTES = 2**25
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was packed.
+
+    Args:
+        num_photos: how many.
+        num_bytes: of all shards.
+        num_shards: how many.
+        left_out: files that could not be read.
+    """
+
+    num_photos: int
+    num_bytes: int
+    num_shards: int
+    left_out: list[LeftOut]
+
+
+@dataclass
+class _Rows:
+    """What is known of each listed file while a pack is made."""
+
+    fingerprints: dict[int, Fingerprint] = field(default_factory=dict)
+    unreadable: dict[int, str] = field(default_factory=dict)
+    places: dict[str, dict[int, tuple[int, int, int]]] = field(default_factory=dict)
+
+
+def pack_folder(
+    root: Path,
+    out: Path,
+    sizes: Sequence[int] = (),
+    workers: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Packed:
+    """Make a pack of a folder of class folders.
+
+    Shards hold photos of all classes, in an order of their own, so that a few shards are a fair sample. The
+    pack appears whole or not at all.
+
+    Args:
+        root: the folder.
+        out: the folder of the pack, empty or not there yet.
+        sizes: pixels a side, for each series of decoded photos; none for the bytes of the files.
+        workers: processes that decode; None for as many as there are cores, 0 for this one.
+        shard_bytes: of a full shard, about.
+
+    Raises:
+        FlowersError: the folder is not usable, or the pack cannot be written.
+    """
+    _check(root, out, sizes, workers)
+    photos = list_photos(root, "--root")
+    order = np.argsort(np.random.Philox(key=0).random_raw(len(photos)), kind="stable")
+    rows = _Rows()
+    series = [pixels_series(size) for size in sizes] or [FILES]
+    try:
+        with replacing_folder(out) as folder:
+            writers = {name: ShardWriter(folder, name, shard_bytes) for name in series}
+            for group in _groups(order, max(sizes, default=160)):
+                for name, writer in writers.items():
+                    _write_group(root, photos, group, writer, rows.places.setdefault(name, {}), rows, workers)
+            for writer in writers.values():
+                writer.close()
+            index = _write_tables(folder, root, photos, rows, writers)
+            (folder / INDEX).write_text(json.dumps(index.as_json()))
+    except OSError as error:
+        raise FlowersError(
+            f"--out: the pack cannot be written to {str(out)!r} ({reason_of(error)}); make room or choose"
+            " another folder."
+        ) from error
+    shards = [shard for writer in writers.values() for shard in writer.shards]
+    left_out = [LeftOut(photos[row].path, why, UNREADABLE) for row, why in sorted(rows.unreadable.items())]
+    return Packed(len(rows.fingerprints), sum(shard.num_bytes for shard in shards), len(shards), left_out)
+
+
+def _check(root: Path, out: Path, sizes: Sequence[int], workers: int | None) -> None:
+    if workers is not None and workers < 0:
+        raise FlowersError(f"--workers must be 0 or more, not {workers}.")
+    for size in sizes:
+        if not 32 <= size <= MAX_SIZE:
+            raise FlowersError(f"--image_size and --stored_size must be from 32 to {MAX_SIZE}, not {size}.")
+    if find_pack(root) is not None:
+        raise FlowersError(f"--root: {str(root)!r} is a pack already; give a folder of photos.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FlowersError(f"--out: {str(out)!r} is not an empty folder; choose another.")
+    if out.resolve().is_relative_to(root.resolve()):
+        raise FlowersError(
+            f"--out: {str(out)!r} is inside --root, where it would count as photos; choose another."
+        )
+    check_writable(out, "--out")
+    for left in out.absolute().parent.glob(f".{out.name}-????????"):
+        log.warning("%s is left of a 'pack' that was killed, or is under way; remove it if not.", left)
+
+
+def _groups(order: np.ndarray, size: int) -> Iterator[list[int]]:
+    """Divide the files into groups whose decoded photos fit `GROUP_BYTES`."""
+    step = max(64, GROUP_BYTES // (3 * size**2))
+    for start in range(0, len(order), step):
+        yield order[start : start + step].tolist()
+
+
+def _write_group(
+    root: Path,
+    photos: Sequence[Photo],
+    group: Sequence[int],
+    writer: ShardWriter,
+    places: dict[int, tuple[int, int, int]],
+    rows: _Rows,
+    workers: int | None,
+) -> None:
+    """Decode some photos and write them to a series, in the order of the group."""
+    size, members = size_of(writer.series), [photos[row] for row in group]
+    first = writer.series == next(iter(rows.places))
+    scratch = writer.folder / "decoding.npy"
+    if size is not None:
+        shape = (len(group), size, size, 3)
+        np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=shape).flush()
+    write = None if size is None else partial(_write_pixels, scratch)
+    decoded = list(decode_rows(root, members, size or 32, write, 0, workers))
+    pixels = None if size is None else np.load(scratch, mmap_mode="r")
+    for place, row in enumerate(group):
+        digest, one = decoded[place]
+        if first:
+            if isinstance(one, Unreadable):
+                rows.unreadable[row] = one.reason
+            else:
+                rows.fingerprints[row] = one
+        if row in rows.unreadable:
+            continue
+        if isinstance(one, Unreadable) or rows.fingerprints[row].digest != one.digest:
+            raise _changed(root, photos[row])
+        content = _file_bytes(root, photos[row], digest) if pixels is None else npy_bytes(pixels[place])
+        suffix = _suffix(photos[row].path) if pixels is None else "npy"
+        shard, start = writer.add(row, suffix, content, photos[row]._asdict())
+        length = len(content) if pixels is None else pixels[place].nbytes
+        places[row] = (shard, start + len(content) - length, length)
+    scratch.unlink(missing_ok=True)
+
+
+def _write_pixels(file: Path, row: int, pixels: np.ndarray) -> None:
+    np.load(file, mmap_mode="r+")[row] = pixels
+
+
+def _file_bytes(root: Path, photo: Photo, digest: bytes) -> bytes:
+    """Return the bytes of a file, which are those that were decoded."""
+    try:
+        content = read_bytes(root / photo.path)
+    except UnreadablePhoto as reason:
+        raise _changed(root, photo) from reason
+    if content_digest(content) != digest:
+        raise _changed(root, photo)
+    return content
+
+
+def _changed(root: Path, photo: Photo) -> FlowersError:
+    file = printable(str(root / photo.path))
+    return FlowersError(f"--root: {file!r} changed while it was packed; start again.")
+
+
+def _suffix(path: str) -> str:
+    """Return the suffix of a file for its place in a shard, without the dot."""
+    suffix = path.rpartition("/")[2].rpartition(".")[2].lower()
+    return suffix if re.fullmatch(r"[a-z0-9]{1,5}", suffix) and suffix != "json" else "bin"
+
+
+def _write_tables(
+    folder: Path, root: Path, photos: Sequence[Photo], rows: _Rows, writers: dict[str, ShardWriter]
+) -> PackIndex:
+    """Write all tables of a pack, in the order of the paths; return its index."""
+    classes = sorted({photo.label for photo in photos})
+    readable = sorted(rows.fingerprints)
+    fingerprints = [rows.fingerprints[row] for row in readable]
+    paths = [photos[row].path.encode("utf-8", "surrogateescape") for row in readable]
+    digests = b"".join(bytes.fromhex(one.digest) for one in fingerprints)
+    columns: dict[str, np.ndarray] = {
+        "digest": np.frombuffer(digests, np.uint8).reshape(-1, 16),
+        "phash": np.array([one.phash for one in fingerprints], np.uint64),
+        "thumb": np.array([one.thumb for one in fingerprints], np.uint8).reshape(-1, 16, 16),
+        "label": np.array([classes.index(photos[row].label) for row in readable], np.uint32),
+        "path": np.array([len(path) for path in paths], np.uint16),
+    }
+    (folder / PATHS).write_bytes(b"".join(paths))
+    left_out = [[photos[row].path, photos[row].label, why] for row, why in sorted(rows.unreadable.items())]
+    (folder / LEFT_OUT).write_text(json.dumps(left_out))
+    series = {}
+    for name, writer in writers.items():
+        found = np.array([rows.places[name][row] for row in readable], np.uint64).reshape(-1, 3)
+        places = {column: found[:, number] for number, column in enumerate(PLACE.names or ())}
+        series[name] = (write_table(folder / f"{name}.npy", places, PLACE), writer.shards)
+    tables = [
+        write_table(folder / PHOTOS, columns, PHOTO),
+        entry_of(folder / PATHS),
+        entry_of(folder / LEFT_OUT),
+    ]
+    return PackIndex(len(readable), classes, split_folders(root), FINGERPRINTS, tables, series)

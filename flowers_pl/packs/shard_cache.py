@@ -1,0 +1,217 @@
+"""The shards of a remote pack that this machine keeps: bounded, whole, fetched by one process at a time.
+
+Several processes share the folder. A file is named by its digest, so a pack that was replaced never mixes
+with what is left of it. A process that reads a shard holds a shared lock on it, and nobody removes a shard
+without an exclusive one. A shard is fetched under a lock of its own, while others that want it wait.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+
+from filelock import FileLock
+
+from flowers_pl.core.errors import FlowersError, reason_of
+from flowers_pl.core.files import INCAPABLE, replacing, warn_once
+from flowers_pl.packs.index import FileEntry
+from flowers_pl.packs.remote import Store
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where a file that is open cannot be removed anyway
+    fcntl = None  # type: ignore[assignment]
+
+NUM_LOCKS = 64
+STAMPED = 2.0  # seconds between two notes that a shard is in use
+PART = ".part"  # ends the name of a file that is being fetched
+
+
+class ShardCache:
+    """A folder of files of a remote pack.
+
+    Args:
+        folder: of this pack alone.
+        store: where missing files come from.
+        limit: bytes that the shards may take.
+
+    Raises:
+        FlowersError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, store: Store, limit: int) -> None:
+        self.folder, self.store, self.limit = folder, store, limit
+        self.fetched = 0  # bytes, by this process
+        self._stamps: dict[str, float] = {}
+        self._lock = Lock()
+        try:
+            (folder / "shards").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def path_of(self, entry: FileEntry, shard: bool = False) -> Path:
+        """Return where a file is, or will be."""
+        suffix = Path(entry.name).suffix
+        return self.folder / ("shards" if shard else "") / f"{entry.digest}{suffix}"
+
+    def has(self, shard: FileEntry) -> bool:
+        """Return whether a shard is here."""
+        return _has_length(self.path_of(shard, shard=True), shard.num_bytes)
+
+    def fetch(self, entry: FileEntry, shard: bool = False) -> Path:
+        """Make sure that a file is there, whole, and return its path.
+
+        Raises:
+            FlowersError: it cannot be fetched, or not be written.
+        """
+        file = self.path_of(entry, shard)
+        if _has_length(file, entry.num_bytes):
+            return file
+        try:
+            with self._lock_of(entry.digest):
+                if not _has_length(file, entry.num_bytes):
+                    self._fetch(entry, file, shard)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return file
+
+    def _fetch(self, entry: FileEntry, file: Path, shard: bool) -> None:
+        part = file.with_name(file.name + PART)
+        if shard:
+            self._make_room(entry, part)
+        else:
+            _reserve(part, entry.num_bytes)
+        try:
+            self.store.fetch(entry, part)
+            with part.open("rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+        with self._lock:
+            self.fetched += entry.num_bytes
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file, such as the index, whole or not at all.
+
+        Raises:
+            FlowersError: it cannot be written.
+        """
+        try:
+            with replacing(self.folder / name) as unfinished:
+                unfinished.write_bytes(content)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def touch(self, shards: Iterable[FileEntry]) -> None:
+        """Note that shards will be needed soon."""
+        for entry in shards:
+            with suppress(OSError):  # it is not here
+                os.utime(self.path_of(entry, shard=True))
+
+    def stamp(self, entry: FileEntry, handle: int) -> None:
+        """Note that a shard is in use: the one whose note is oldest is removed first."""
+        now = time.monotonic()
+        if now - self._stamps.get(entry.digest, -STAMPED) >= STAMPED:
+            self._stamps[entry.digest] = now
+            with suppress(OSError):  # another user's file
+                os.utime(handle)
+
+    def _make_room(self, entry: FileEntry, part: Path) -> None:
+        """Reserve room for a shard, after removing those that were not used for longest."""
+        with FileLock(self.folder / "room.lock"):
+            there = {}
+            for file in (self.folder / "shards").iterdir():
+                with suppress(FileNotFoundError):
+                    stat = file.stat()
+                    there[file] = (stat.st_mtime, stat.st_size)
+            there.pop(part, None)
+            room = self.limit - entry.num_bytes - sum(size for _, size in there.values())
+            for file in sorted(there, key=lambda file: there[file]):
+                if room >= 0:
+                    break
+                if self._remove(file, entry):
+                    room += there[file][1]
+            if room < 0:
+                warn_once(
+                    "%s: shards in use take more than --data.shard_cache_limit; raise it, or run one command"
+                    " at a time on this pack.", str(self.folder),
+                )  # fmt: skip
+            _reserve(part, entry.num_bytes)
+
+    def _remove(self, file: Path, wanted: FileEntry) -> bool:
+        """Remove a shard that nobody reads, or what a killed process left of one; return whether it is gone.
+
+        Args:
+            file: to remove.
+            wanted: what is being fetched, under a lock that may serve `file` too.
+        """
+        if file.suffix == PART:
+            if _lock_number(file.name) == _lock_number(wanted.digest):
+                return False
+            try:
+                with self._lock_of(file.name).acquire(timeout=0):
+                    file.unlink(missing_ok=True)
+                return True
+            except TimeoutError:
+                return False
+        try:
+            handle = os.open(file, os.O_RDONLY)
+        except FileNotFoundError:
+            return True
+        try:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink(missing_ok=True)
+        except OSError:
+            return False
+        finally:
+            os.close(handle)
+        return True
+
+    def _lock_of(self, name: str) -> FileLock:
+        file = self.folder / f"{_lock_number(name):02d}.lock"
+        return FileLock(file, thread_local=False, poll_interval=0.02)
+
+    def _unwritable(self, error: OSError) -> FlowersError:
+        return FlowersError(
+            f"--data.cache_dir: shards cannot be written to {str(self.folder)!r} ({reason_of(error)}); make"
+            " room, lower --data.shard_cache_limit or choose another folder."
+        )
+
+
+def hold(handle: int) -> None:
+    """Keep a file from being removed until its handle is closed, where the file system has locks."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        except OSError as error:
+            if error.errno not in INCAPABLE:
+                raise
+
+
+def _lock_number(name: str) -> int:
+    return int(name[:8], 16) % NUM_LOCKS
+
+
+def _has_length(file: Path, num_bytes: int) -> bool:
+    try:
+        return file.stat().st_size == num_bytes
+    except FileNotFoundError:
+        return False
+
+
+def _reserve(file: Path, num_bytes: int) -> None:
+    """Make a file of a length, with room on the disk where its file system can reserve it."""
+    with file.open("wb") as stream:
+        if hasattr(os, "posix_fallocate") and num_bytes:
+            try:
+                os.posix_fallocate(stream.fileno(), 0, num_bytes)
+            except OSError as error:
+                if error.errno not in INCAPABLE:
+                    raise
+        os.ftruncate(stream.fileno(), num_bytes)
