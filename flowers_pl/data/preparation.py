@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 
 from flowers_pl.data.augmentation import augment
-from flowers_pl.data.batches import Batch, CachedPhotos
+from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles
 from flowers_pl.data.cache_shards import MappedPixels
 from flowers_pl.data.feature_cache import FeatureCache, FrozenNetwork
-from flowers_pl.data.prefetch import ThreadPlan
+from flowers_pl.data.prefetch import BatchKeys, PrefetchLoader, ThreadPlan
 from flowers_pl.data.ranges import Augmentation
+from flowers_pl.data.sampling import WholeBatches
 
 READERS = 2  # threads that copy decoded photos for a device, whose own thread needs the interpreter
 
@@ -99,6 +101,21 @@ class Preparation:
     def ahead(self, batch: Batch) -> Batch:
         """Do on the loader's threads what the device does not do."""
         return self.prepare(batch) if self.on_cpu() else batch
+
+    def rank(self) -> tuple[int, int]:
+        """Return which of the run's processes this is, and how many there are."""
+        trainer = self.trainer()
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+    def loader(self, dataset: Dataset[Batch], keys: BatchKeys, workers: int | None) -> PrefetchLoader:
+        """Load the batches of a data set that `keys` name, prepared; see `plan` for `workers`."""
+        return PrefetchLoader(keys, dataset, self.ahead, partial(self.plan, dataset, workers))
+
+    def in_order(
+        self, photos: CachedPhotos | PhotoFiles, batch_size: int, workers: int | None, first: int = 0
+    ) -> PrefetchLoader:
+        """Load photos from `first` on, in their own order; the ranks take batches in turn."""
+        return self.loader(photos, WholeBatches(len(photos), batch_size, *self.rank(), first), workers)
 
     def plan(self, dataset: Dataset[Batch], workers: int | None) -> ThreadPlan:
         """Choose the threads that prepare batches of a data set; they start now.
