@@ -65,7 +65,7 @@ class Evaluation:
         Raises:
             FlowersError: the Trainer's settings leave nothing to evaluate.
         """
-        with self._running():
+        with self._running("start it again"):
             loop(model, datamodule=self.data, verbose=False)
         if not self.trainer.callback_metrics:
             raise FlowersError(NOTHING)
@@ -74,12 +74,15 @@ class Evaluation:
     def predict(self, model: FlowerClassifier, writer: L.Callback) -> None:
         """Run `trainer.predict`; what it predicts goes to a callback, batch by batch."""
         self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]  # a list, in spite of its annotation
-        with self._running():
+        with self._running("start it again with --resume"):
             self.trainer.predict(model, datamodule=self.data, return_predictions=False)
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def _running(self, way_out: str) -> Iterator[None]:
         """Make one sentence of what goes wrong in a loop.
+
+        Args:
+            way_out: what to do where another rank has ended.
 
         Raises:
             FlowersError: the Trainer refuses an option, or another rank has ended.
@@ -91,7 +94,7 @@ class Evaluation:
             if not lost_contact(error):
                 raise
             raise FlowersError(
-                "Another process of this command has ended, so this one ends too; start it again."
+                f"Another process of this command has ended, so this one ends too; {way_out}."
             ) from error
 
 
