@@ -22,7 +22,6 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.watching import INTERVAL, anonymous, family, machine
-from flowers_pl import available_cores
 from flowers_pl.core.files import read_json
 
 CLASSES = ("daisy", "dandelion", "rose", "sunflower", "tulip")
@@ -99,14 +98,7 @@ def measure_fit(photos: Path, folder: Path) -> dict[str, Peak]:
 def measure_predict(photos: Path, folder: Path, num_photos: int, minutes: float) -> dict[str, Peak]:
     """Predict at 160 pixels until half of the photos are done, or for some minutes; then resume."""
     args = ["predict", "--ckpt_path", str(folder / "checkpoints" / "small" / "best.ckpt")]
-    args += [
-        "--data.predict_root",
-        str(photos),
-        "--out",
-        str(folder / "x.csv"),
-        "--trainer.accelerator",
-        "cpu",
-    ]
+    args += ["--data.predict_root", str(photos), "--out", "x.csv", "--trainer.accelerator", "cpu"]
     note, end = folder / "x.csv.partial.json", time.monotonic() + 60 * minutes
 
     def half() -> bool:
@@ -114,8 +106,9 @@ def measure_predict(photos: Path, folder: Path, num_photos: int, minutes: float)
         return done > 0 and (done >= num_photos / 2 or time.monotonic() > end)
 
     peaks = {"predict, killed": watch(args, folder, half)}
-    done = read_json(note)["done"][0]
-    peaks[f"predict, resumed after {done:,}"] = watch([*args, "--resume"], folder)
+    done = read_json(note)["done"][0] if note.exists() else num_photos  # it was too fast
+    if done < num_photos:
+        peaks[f"predict, resumed after {done:,}"] = watch([*args, "--resume"], folder)
     with open(folder / "x.csv", encoding="utf-8") as table:
         assert sum(1 for _ in table) == num_photos + 1
     return peaks
@@ -130,7 +123,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=["fit", "predict"], default=["fit", "predict"])
     parser.add_argument("--minutes", type=float, default=20.0, help="after which predict is killed")
     args = parser.parse_args()
-    print(f"{machine()}, {available_cores()} cores", flush=True)
+    print(machine(), flush=True)
     before: dict[str, tuple[int, Peak]] = {}
     with tempfile.TemporaryDirectory(prefix="many-photos-") as temporary:
         folder = Path(temporary)
@@ -145,14 +138,13 @@ def main() -> None:
                 peaks |= measure_predict(photos, folder, count, args.minutes)
             for name, peak in peaks.items():
                 kind = name.partition(" after")[0]
-                line = (
-                    f"{count:,} photos, {name}: {peak.seconds:.0f} s, {peak.anonymous / 2**20:,.0f} MiB own,"
-                )
-                line += f" {peak.resident / 2**20:,.0f} MiB resident"
+                own, resident = peak.anonymous / 2**20, peak.resident / 2**20
+                line = f"{count:,} photos, {name}: {peak.seconds:.0f} s, {own:,.0f} MiB of its own,"
+                line += f" {resident:,.0f} MiB resident"
                 if kind in before:
                     fewer, smaller = before[kind]
                     each = (peak.anonymous - smaller.anonymous) / (count - fewer)
-                    line += f"; {each:,.0f} bytes of its own for each photo more"
+                    line += f"; {each:,.0f} bytes of its own a photo more"
                 print(line, flush=True)
                 before[kind] = count, peak
 
