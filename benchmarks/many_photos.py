@@ -99,7 +99,7 @@ def measure_predict(photos: Path, folder: Path, num_photos: int, minutes: float)
     """Predict at 160 pixels until half of the photos are done, or for some minutes; then resume."""
     args = ["predict", "--ckpt_path", str(folder / "checkpoints" / "small" / "best.ckpt")]
     args += ["--data.predict_root", str(photos), "--out", "x.csv", "--trainer.accelerator", "cpu"]
-    note, end = folder / "x.csv.partial.json", time.monotonic() + 60 * minutes
+    note, end = folder / ".x.csv.partial.json", time.monotonic() + 60 * minutes
 
     def half() -> bool:
         done = read_json(note)["done"][0] if note.exists() else 0

@@ -115,23 +115,27 @@ def test_ranks_take_whole_batches_in_turn(photos: int, ranks: int, first: int) -
         assert {keys[turn].total for keys in of_rank} == {sum(len(keys[turn].rows) for keys in of_rank)}
 
 
+@pytest.mark.parametrize("folder", ["new", "photos"])
 def test_a_run_that_broke_off_goes_on_and_ends_with_the_same_bytes(
-    home: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: str, home: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """In the folder of the photos too: what is unfinished there is no photo."""
+    command = ["predict", *PREDICT, "--out", f"{folder}/x.csv"]
     with monkeypatch.context() as full:
         break_off(full, after=3)
-        assert "make room" in failure(capsys, "predict", *PREDICT, "--out", "x.csv")
-    assert left(home) == ["whole.csv", "x.csv.partial", "x.csv.partial.json"]
-    partial = Path("x.csv.partial").read_bytes()
+        assert "make room" in failure(capsys, *command)
+    assert left(home / folder) == [".x.csv.partial", ".x.csv.partial.json"]
+    unfinished = Path(folder, ".x.csv.partial")
+    partial = unfinished.read_bytes()
     assert whole.startswith(partial)
     assert partial.count(b"\n") == 13
-    Path("x.csv.partial").write_bytes(partial + b"half a r")
-    said = failure(capsys, "predict", *PREDICT, "--out", "x.csv")
-    assert "'x.csv.partial' has 12 rows" in said.replace(f"{home}/", "")
+    unfinished.write_bytes(partial + b"half a r")
+    said = failure(capsys, *command)
+    assert ".x.csv.partial' has 12 rows" in said
     assert "add --resume" in said
-    assert main(["predict", *PREDICT, "--out", "x.csv", "--resume"]) == 0
-    assert Path("x.csv").read_bytes() == whole
-    assert left(home) == ["whole.csv", "x.csv"]
+    assert main([*command, "--resume"]) == 0
+    assert Path(folder, "x.csv").read_bytes() == whole
+    assert left(home / folder) == ["x.csv"]
 
 
 def test_a_table_of_something_else_is_not_gone_on_with(
@@ -156,10 +160,10 @@ def test_a_table_of_something_else_is_not_gone_on_with(
     shutil.copy("photos/0/" + os.listdir("photos/0")[0], "photos/0/new.png")
     assert "--data.predict_root" in failure(capsys, *resume)
     Path("photos/0/new.png").unlink()
-    note = read_json(Path("x.csv.partial.json"))
-    write_json(Path("x.csv.partial.json"), note | {"done": [12, 10**9, 1]})
+    note = read_json(Path(".x.csv.partial.json"))
+    write_json(Path(".x.csv.partial.json"), note | {"done": [12, 10**9, 1]})
     assert "remove both" in failure(capsys, *resume)
-    write_json(Path("x.csv.partial.json"), note)
+    write_json(Path(".x.csv.partial.json"), note)
     assert main(resume) == 0
     assert Path("x.csv").read_bytes() == whole
 
@@ -201,17 +205,22 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(home: Path
     code, said = run(args, home, Circumstances(noted=noted))
     assert code == 0, said
     moments = noted.read_text().splitlines()
-    last = max(place for place, name in enumerate(moments) if name == "after rename to x.csv")
-    first = moments.index("on_predict_batch_end")
-    for moment in [*np.linspace(first, last, 8).astype(int).tolist(), last - 1]:
+    names = (
+        "on_predict_batch_end",
+        "before fsync",
+        "before rename to .x.csv.partial.json",
+        "after rename to x.csv",
+    )
+    for name in names:
+        places = [place for place, moment in enumerate(moments) if moment == name]
         Path("x.csv").unlink(missing_ok=True)
-        code, _ = run(args, home, Circumstances({moment: signal.SIGKILL}))
+        code, _ = run(args, home, Circumstances({places[len(places) // 2]: signal.SIGKILL}))
         assert code == -signal.SIGKILL
         code, said = run([*args, "--resume"], home)
-        assert code == 0, (moments[moment], said)
-        assert Path("x.csv").read_bytes() == whole, moments[moment]
-        assert not [name for name in left(home) if "partial" in name], moments[moment]
-    code, said = run(args, home, Circumstances({first + 20: signal.SIGTERM}))
+        assert code == 0, (name, said)
+        assert Path("x.csv").read_bytes() == whole, name
+        assert not [file for file in left(home) if "partial" in file], name
+    code, said = run(args, home, Circumstances({len(moments) // 2: signal.SIGTERM}))
     assert (code, "--resume goes on from here" in said) == (143, True)
 
 
@@ -241,7 +250,7 @@ def test_two_processes_write_the_table_of_one_and_go_on_after_one_is_killed(home
     args = [*PREDICT, "--out", "x.csv", "--trainer.callbacks", "probe.Probe"]
     code, said = start(home, "predict", *args, "--trainer.devices", "2", PROBE_SIGNAL=f"1:2:{signal.SIGKILL}")
     assert code not in (0, 143), said
-    assert read_json(Path("x.csv.partial.json"))["done"][0] == 16, said  # two batches of each
+    assert read_json(Path(".x.csv.partial.json"))["done"][0] == 16, said  # two batches of each
     args = [*PREDICT, "--out", "x.csv"]
     code, said = start(home, "predict", *args, "--trainer.devices", "3", "--resume")
     assert code == 0, said

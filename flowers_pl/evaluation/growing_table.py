@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import glob
 import io
 import os
 import time
@@ -40,8 +41,8 @@ class Progress(NamedTuple):
 class GrowingTable:
     r"""A CSV file as `write_csv` writes it, row by row, whose memory does not grow with it.
 
-    Rows go to `FILE.partial`. Every few seconds they are brought to the disk, and then `FILE.partial.json`
-    notes how many there are. What a killed process wrote after that is dropped by the next one. At the end
+    Rows go to `.FILE.partial`. Every few seconds they are brought to the disk, and `.FILE.partial.json` notes
+    how many there are. What a killed process wrote after that is dropped by the next one. At the end
     the partial file takes the place of the table.
 
     Args:
@@ -72,7 +73,7 @@ class GrowingTable:
         quoted: bool = False,
     ) -> None:
         self.file = Path(os.path.realpath(file))
-        self.partial = self.file.with_name(f"{self.file.name}.partial")
+        self.partial = self.file.with_name(f".{self.file.name}.partial")  # hidden: no photo of its folder
         self.header, self.origin, self.quoted = header, dict(origin), quoted
         self.done = Progress()
         self._note = self.partial.with_name(f"{self.partial.name}.json")
@@ -106,6 +107,8 @@ class GrowingTable:
         stream = open(self.partial, "a+b")  # noqa: SIM115 (closed by `close`)
         try:
             self._lock(stream)
+            for old in self.file.parent.glob(f".{glob.escape(self._note.stem)}-*{self._note.suffix}"):
+                old.unlink(missing_ok=True)  # a process was killed while it wrote its note
             self.done = self._left_over(resume)
             stream.seek(self.done.bytes)
             stream.truncate()
@@ -219,6 +222,8 @@ class GrowingTable:
         for row in rows:
             cells = [csv_text(cell) for cell in row]
             every = self.quoted or any("\r" in str(cell) for cell in cells)
-            quoting = csv.QUOTE_ALL if every else csv.QUOTE_MINIMAL
-            csv.writer(text, lineterminator="\n", quoting=quoting).writerow(cells)
+            writer = csv.writer(
+                text, lineterminator="\n", quoting=csv.QUOTE_ALL if every else csv.QUOTE_MINIMAL
+            )
+            writer.writerow(cells)
         return text.getvalue().encode("utf-8")
