@@ -1,10 +1,10 @@
 """Measure the memory of `fit` and `predict` by the number of photos.
 
-    python -m benchmarks.many_photos [--counts 3457 31000 310000] [--parts fit predict] [--minutes 20]
+    python -m benchmarks.many_photos [--counts 3457 31000 310000] [--parts fit predict] [--size 160]
 
 Makes small photos in a temporary folder (4 KB each on the disk, in TMPDIR) and deletes them at the end. `fit`
-trains one epoch of stage 1 at 64 pixels; `predict` at 160 pixels is killed halfway, or after so many minutes,
-and resumed. Prints the peak memory of all processes together and, from one count to the next, bytes a photo.
+trains one epoch of stage 1 at 64 pixels; `predict`, at 160 unless --size says otherwise, is killed halfway, or
+after so many minutes, and resumed. Prints the peak memory of all processes together and, from one count to the next, bytes a photo.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def measure_fit(photos: Path, folder: Path) -> dict[str, Peak]:
 
 
 def measure_predict(photos: Path, folder: Path, num_photos: int, minutes: float) -> dict[str, Peak]:
-    """Predict at 160 pixels until half of the photos are done, or for some minutes; then resume."""
+    """Predict until half of the photos are done, or for some minutes; then resume."""
     args = ["predict", "--ckpt_path", str(folder / "checkpoints" / "small" / "best.ckpt")]
     args += ["--data.predict_root", str(photos), "--out", "x.csv", "--trainer.accelerator", "cpu"]
     note, end = folder / ".x.csv.partial.json", time.monotonic() + 60 * minutes
@@ -121,6 +121,7 @@ def main() -> None:
     )
     parser.add_argument("--counts", type=int, nargs="+", default=[3457, 31000])
     parser.add_argument("--parts", nargs="+", choices=["fit", "predict"], default=["fit", "predict"])
+    parser.add_argument("--size", type=int, default=160, help="of what is predicted, in pixels a side")
     parser.add_argument("--minutes", type=float, default=20.0, help="after which predict is killed")
     args = parser.parse_args()
     print(machine(), flush=True)
@@ -130,7 +131,8 @@ def main() -> None:
         photos = folder / "photos"
         if "predict" in args.parts:
             drawn = ["--data.root", str(folder / "drawn"), "--data.drawn", "10", "--run_name", "small"]
-            watch(["fit", *drawn, "--data.cache_dir", str(folder / "cache"), *SMALL], folder)
+            drawn += ["--data.image_size", str(args.size), "--data.cache_dir", str(folder / "cache")]
+            watch(["fit", *drawn, *SMALL], folder)
         for made, count in zip([0, *sorted(args.counts)], sorted(args.counts), strict=False):
             make_photos(photos, made, count)
             peaks = measure_fit(photos, folder) if "fit" in args.parts else {}
