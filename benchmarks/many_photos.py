@@ -3,8 +3,9 @@
     python -m benchmarks.many_photos [--counts 3457 31000 310000] [--parts fit predict] [--size 160]
 
 Makes small photos in a temporary folder (4 KB each on the disk, in TMPDIR) and deletes them at the end. `fit`
-trains one epoch of stage 1 at 64 pixels; `predict`, at 160 unless --size says otherwise, is killed halfway, or
-after so many minutes, and resumed. Prints the peak memory of all processes together and, from one count to the next, bytes a photo.
+trains one epoch of stage 1 at 64 pixels. `predict`, at 160 pixels unless --size says otherwise, is killed
+halfway, or after so many minutes, and resumed. Prints the peak memory of all processes together and, from one
+count to the next, bytes a photo.
 """
 
 from __future__ import annotations

@@ -197,6 +197,18 @@ def test_what_is_no_file_is_not_replaced(home: Path, capsys: pytest.CaptureFixtu
     assert Path("kept.csv").read_text().startswith('"path"')
 
 
+def test_a_switch_takes_no_value_from_the_option_after_it(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = ["--data.batch_size", "x"]
+    for args in (["--resume", *wrong], [*wrong, "--resume"]):
+        assert "--data.batch_size must be a whole number, not x" in failure(
+            capsys, "predict", *PREDICT, *args
+        )
+    said = failure(capsys, "predict", *PREDICT, "--resume", "maybe")
+    assert "--resume must be true or false, not maybe" in said
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(home: Path, whole: bytes) -> None:
