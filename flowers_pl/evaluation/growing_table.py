@@ -87,8 +87,8 @@ class GrowingTable:
         Raises:
             FlowersError: as `begin` does.
         """
-        self.begin(resume)
         try:
+            self.begin(resume)
             yield
             self.finish()
         finally:
