@@ -275,8 +275,7 @@ class FlowersDataModule(L.LightningDataModule):
         """Load photos from their files, in the order of their paths."""
         if self._files is None:
             raise RuntimeError("there is nothing to predict yet; call setup('predict') first")
-        size, done = 2 * self.batch_size, self.num_predicted
-        return self._preparation.in_order(self._files, size, self.workers, done)
+        return self._preparation.in_order(self._files, 2 * self.batch_size, self.workers, self.num_predicted)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Leave batches on the CPU as they are; searching them for tensors, as Lightning does, takes time."""
