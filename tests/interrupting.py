@@ -97,7 +97,7 @@ def cast_away(module: Any) -> Any:
     return module
 
 
-def _fit(args: list[str], home: Path, said: Path, given: Circumstances) -> None:
+def _main(args: list[str], home: Path, said: Path, given: Circumstances) -> None:
     """What happens in the process."""
     os.environ |= given.environment
     os.chdir(home)
@@ -108,21 +108,30 @@ def _fit(args: list[str], home: Path, said: Path, given: Circumstances) -> None:
         import torch
 
         from flowers_pl.cli.app import main
+        from flowers_pl.evaluation import growing_table
 
+        growing_table.SAVE_EVERY = 0.0  # the same moments each time
         torch.set_num_threads(1)
         Moments(given).watch()
         if given.file_limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (given.file_limit, given.file_limit))
-        sys.exit(main(["fit", *args]))
+        sys.exit(main(args))
 
 
 def fit(
     args: list[str], home: Path, given: Circumstances | None = None, killed_after: float | None = None
 ) -> tuple[int, str]:
-    """Run `fit` in a process of its own.
+    """Run `fit` in a process of its own; see `run`."""
+    return run(["fit", *args], home, given, killed_after)
+
+
+def run(
+    args: list[str], home: Path, given: Circumstances | None = None, killed_after: float | None = None
+) -> tuple[int, str]:
+    """Run a command in a process of its own.
 
     Args:
-        args: of the command.
+        args: the command line.
         home: working folder.
         given: the circumstances.
         killed_after: seconds after which it is killed from outside.
@@ -132,7 +141,7 @@ def fit(
     """
     said = home / "said.txt"
     said.write_text("")
-    process = FORKS.Process(target=_fit, args=(args, home, said, given or Circumstances()))
+    process = FORKS.Process(target=_main, args=(args, home, said, given or Circumstances()))
     process.start()
     if killed_after is not None:
         time.sleep(killed_after)

@@ -20,10 +20,18 @@ class Probe(L.Callback):
     """
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self.obey(trainer, trainer.global_step)
+
+    def on_predict_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        self.obey(trainer, batch_idx)
+
+    def obey(self, trainer: L.Trainer, now: int) -> None:
         given = os.environ.get("PROBE_SIGNAL")
         if given and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
             rank, step, number = map(int, given.split(":"))
-            if (rank, step) == (trainer.global_rank, trainer.global_step):
+            if (rank, step) == (trainer.global_rank, now):
                 os.kill(os.getpid(), number)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:

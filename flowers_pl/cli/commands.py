@@ -1,6 +1,6 @@
 """The subcommands, and what each of them does."""
 
-RUN_NAME = "FLOWERS_PL_RUN_NAME"  # hands the run's name on to the processes that Lightning starts
+RUN_NAME = "FLOWERS_PL_RUN_NAME"  # hands a run's name on to the processes that Lightning starts
 SUMMARIES = {
     "fit": "Train in two stages, evaluate the best checkpoint, and write the final model.",
     "teach": "Let a better network judge the training photos, for soft labels to train on.",

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_only
 
 from flowers_pl.cli.checkpoints import check_not_in_config, checkpoint_to_use
+from flowers_pl.cli.commands import RUN_NAME
 from flowers_pl.cli.options import Options
 from flowers_pl.cli.trainer import choose_precision, make_trainer, naming_option, seed
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable
 from flowers_pl.core.names import KEY
-from flowers_pl.data.batches import Prediction
+from flowers_pl.core.signals import end_with_launcher, lost_contact
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.runs.folder import settings_of
+from flowers_pl.runs.ranks import SamePhotos
 from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
 
@@ -61,23 +65,37 @@ class Evaluation:
         Raises:
             FlowersError: the Trainer's settings leave nothing to evaluate.
         """
-        with naming_option(self.args):
+        with self._running("start it again"):
             loop(model, datamodule=self.data, verbose=False)
         if not self.trainer.callback_metrics:
             raise FlowersError(NOTHING)
         return metrics_of(self.trainer)
 
-    def predictions(self, model: FlowerClassifier) -> list[Prediction]:
-        """Run `trainer.predict`.
+    def predict(self, model: FlowerClassifier, writer: L.Callback) -> None:
+        """Run `trainer.predict`; what it predicts goes to a callback, batch by batch."""
+        self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]  # a list, in spite of its annotation
+        with self._running("start it again with --resume"):
+            self.trainer.predict(model, datamodule=self.data, return_predictions=False)
+
+    @contextmanager
+    def _running(self, way_out: str) -> Iterator[None]:
+        """Make one sentence of what goes wrong in a loop.
+
+        Args:
+            way_out: what to do where another rank has ended.
 
         Raises:
-            FlowersError: the Trainer's settings leave nothing to predict.
+            FlowersError: the Trainer refuses an option, or another rank has ended.
         """
-        with naming_option(self.args):
-            found = self.trainer.predict(model, datamodule=self.data)
-        if not found:
-            raise FlowersError(NOTHING)
-        return cast("list[Prediction]", found)
+        try:
+            with naming_option(self.args):
+                yield
+        except RuntimeError as error:
+            if not lost_contact(error):
+                raise
+            raise FlowersError(
+                f"Another process of this command has ended, so this one ends too; {way_out}."
+            ) from error
 
 
 def metrics_of(trainer: L.Trainer) -> dict[str, float]:
@@ -140,5 +158,8 @@ def prepare(
     if folder is not None and not getattr(rank_zero_only, "rank", 0):  # only the first rank writes
         check_writable(folder, "--out" if folder != model.parent else "")
     made = options.parser.instantiate(settings)
-    trainer = make_trainer(made.trainer, args, logger=False, enable_checkpointing=False)
+    trainer = make_trainer(made.trainer, args, [SamePhotos()], logger=False, enable_checkpointing=False)
+    if "LOCAL_RANK" in os.environ and RUN_NAME in os.environ:  # launched by the first process
+        end_with_launcher()
+    os.environ[RUN_NAME] = model.parent.name
     return Evaluation(settings, model.parent, checkpoint, made.data, trainer, args)

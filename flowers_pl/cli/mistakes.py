@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -81,11 +81,15 @@ def _is_known(name: str, known: list[str]) -> bool:
 
 def _fits(parser: ArgumentParser, name: str, value: Any) -> bool:
     """Whether the parser takes a value for an option, tried alone."""
+    if isinstance(value, str):
+        alone = [[f"--{name}"]] if not value or value.startswith("--") else []  # a switch, before another one
+        return any(_takes(parser.parse_args, args) for args in ([f"--{name}={value}"], *alone))
+    return _takes(parser.parse_object, _nested(name, value))
+
+
+def _takes(parse: Callable[[Any], Any], given: Any) -> bool:
     try:
-        if isinstance(value, str):
-            parser.parse_args([f"--{name}={value}"])
-        else:
-            parser.parse_object(_nested(name, value))
+        parse(given)
     except Exception:
         return False
     return True

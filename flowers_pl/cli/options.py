@@ -68,7 +68,8 @@ class Options:
 
     def add(self, name: str, kind: Any, default: Any, description: str) -> None:
         """Add one option."""
-        self.parser.add_argument(f"--{name}", type=kind, default=default, help=description)
+        switch: dict[str, Any] = {"nargs": "?", "const": True} if kind is bool else {}
+        self.parser.add_argument(f"--{name}", type=kind, default=default, help=description, **switch)
         self.types[name] = kind
 
     def add_class(self, name: str, source: type) -> None:

@@ -11,6 +11,7 @@ from flowers_pl.core.names import BEST, CARD, SPLIT
 from flowers_pl.core.screen import show
 from flowers_pl.runs.final_model import write_card
 from flowers_pl.runs.folder import split_of
+from flowers_pl.runs.ranks import gather
 from flowers_pl.runs.results import write_report
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,11 @@ def run(args: list[str]) -> None:
             " validation photos too; give a folder of other photos."
         )
     evaluation.metrics(evaluation.trainer.test, model)
-    report = write_report(folder, checkpoint, evaluation.data, model.classes, model.tested)
+    tested = gather(evaluation.trainer, model.tested)
+    if not evaluation.trainer.is_global_zero:
+        return
+    predictions = [prediction for of_rank in tested for prediction in of_rank]
+    report = write_report(folder, checkpoint, evaluation.data, model.classes, predictions)
     show(report.text())
     if (folder / CARD).is_file() and checkpoint.name == BEST:
         try:

@@ -20,6 +20,8 @@ def run(args: list[str]) -> None:
             " photos."
         )
     metrics = evaluation.metrics(evaluation.trainer.validate, model)
+    if not evaluation.trainer.is_global_zero:
+        return
     count = len(evaluation.data.reported_photos)
     show(f"{count} {validation_images(evaluation.data)}; {model.stage.chosen}.")
     if sum(evaluation.trainer.num_val_batches) < len(evaluation.data.val_dataloader()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +15,13 @@ from flowers_pl.core.files import seen_from_here
 from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles, photos_to_predict
 from flowers_pl.data.cache import DecodedPhotos
 from flowers_pl.data.drawing_folder import obtain_photos
-from flowers_pl.data.feature_cache import FeatureCache
 from flowers_pl.data.folder import TEST, VAL, LeftOut, Photo, list_photos, split_folders
 from flowers_pl.data.formats import Limits, set_limits
 from flowers_pl.data.packed import decode_root, folder_of, order_by_shards
 from flowers_pl.data.prefetch import PrefetchLoader
 from flowers_pl.data.preparation import Preparation
 from flowers_pl.data.ranges import Augmentation
-from flowers_pl.data.sampling import Balance, BatchSampler, check_ranks
+from flowers_pl.data.sampling import Balance, BatchSampler
 from flowers_pl.data.soft_labels import SoftLabels
 from flowers_pl.data.split import Placed
 from flowers_pl.data.split_photos import SplitPhotos, SplitSettings, check_settings, class_numbers
@@ -130,6 +128,8 @@ class FlowersDataModule(L.LightningDataModule):
         self._split: SplitPhotos | None = None
         self._stored: DecodedPhotos | None = None
         self._files: PhotoFiles | None = None
+        self._listed: tuple[str | None, int] | None = None  # what `_files` are, in `predict`
+        self.num_predicted = 0  # photos that need not be predicted any more
         self._preparation = Preparation(lambda: self.trainer, augmentation, image_size)
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -211,11 +211,17 @@ class FlowersDataModule(L.LightningDataModule):
         paths, names = zip(*list_photos(test_root, "--data.test_root"), strict=True)
         labels = class_numbers(names, self.classes, test_root, "--data.test_root")
         self.reported_photos = self._named(paths, labels)
-        self._files = PhotoFiles(test_root, paths, self.image_size, labels)
+        self._files, self._listed = PhotoFiles(test_root, paths, self.image_size, labels), None
 
     def _setup_predict(self) -> None:
-        self._files = photos_to_predict(self.predict_root, self.image_size)
-        self.reported_photos = [Photo(path, "") for path in self._files.paths]
+        wanted = (self.predict_root, self.image_size)
+        if self._listed != wanted:
+            self._files, self._listed = photos_to_predict(*wanted), wanted
+
+    @property
+    def file_paths(self) -> Sequence[str]:
+        """The photos to predict, or those of `test_root`; none before `setup`."""
+        return [] if self._files is None else self._files.paths
 
     @property
     def placed(self) -> list[Placed]:
@@ -244,16 +250,17 @@ class FlowersDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> PrefetchLoader:
         """Load the training side, shuffled and augmented differently each epoch."""
-        check_ranks(self.batch_size, self.trainer.world_size if self.trainer is not None else 1)
         photos = self.train_photos if self._stored is None else self.train_photos.of_size(self._stored)
-        return self._loader(photos, self.batch_size, shuffled=True)
+        return self._preparation.shuffled(photos, self.batch_size, self.workers, self.seed, self.balance)
 
     def val_dataloader(self) -> PrefetchLoader:
         """Load the validation side, not augmented, in the order of its paths."""
         if not (self._preparation.fitting() and self.all_of is None):
-            return self._loader(self.val_photos, 2 * self.batch_size)
+            return self._preparation.in_order(self.val_photos, 2 * self.batch_size, self.workers)
         features = self._preparation.cache_features(self.val_photos, self.cache_dir)
-        return self._loader(features, 2 * self.batch_size)
+        reading = order_by_shards(features)
+        sampler = BatchSampler(len(features), 2 * self.batch_size, *self._preparation.rank(), reading=reading)
+        return self._preparation.loader(features, sampler, self.workers)
 
     def test_dataloader(self) -> PrefetchLoader:
         """Load all photos of `test_root`, or the validation side."""
@@ -263,19 +270,7 @@ class FlowersDataModule(L.LightningDataModule):
         """Load photos from their files, in the order of their paths."""
         if self._files is None:
             raise RuntimeError("there is nothing to predict yet; call setup('predict') first")
-        return self._loader(self._files, 2 * self.batch_size)
-
-    def _loader(
-        self, dataset: CachedPhotos | FeatureCache | PhotoFiles, batch_size: int, shuffled: bool = False
-    ) -> PrefetchLoader:
-        trainer = self.trainer
-        rank, num_ranks = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        sampler = BatchSampler(len(dataset), batch_size, rank, num_ranks, reading=order_by_shards(dataset))
-        if shuffled:
-            sampler.seed, sampler.labels, sampler.balance = self.seed, self.train_photos.labels, self.balance
-            sampler.position = partial(self._preparation.position, len(dataset), self.batch_size)
-        plan = partial(self._preparation.plan, dataset, self.workers)
-        return PrefetchLoader(sampler, dataset, self._preparation.ahead, plan)
+        return self._preparation.in_order(self._files, 2 * self.batch_size, self.workers, self.num_predicted)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Leave batches on the CPU as they are; searching them for tensors, as Lightning does, takes time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 
 from flowers_pl.data.augmentation import augment
-from flowers_pl.data.batches import Batch, CachedPhotos
+from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles
 from flowers_pl.data.cache_shards import MappedPixels
 from flowers_pl.data.feature_cache import FeatureCache, FrozenNetwork
-from flowers_pl.data.prefetch import ThreadPlan
+from flowers_pl.data.packed import order_by_shards
+from flowers_pl.data.prefetch import BatchKeys, PrefetchLoader, ThreadPlan
 from flowers_pl.data.ranges import Augmentation
+from flowers_pl.data.sampling import Balance, BatchSampler, WholeBatches, check_ranks
 
 READERS = 2  # threads that copy decoded photos for a device, whose own thread needs the interpreter
 
@@ -99,6 +102,47 @@ class Preparation:
     def ahead(self, batch: Batch) -> Batch:
         """Do on the loader's threads what the device does not do."""
         return self.prepare(batch) if self.on_cpu() else batch
+
+    def rank(self) -> tuple[int, int]:
+        """Return which of the run's processes this is, and how many there are."""
+        trainer = self.trainer()
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+    def loader(self, dataset: Dataset[Batch], keys: BatchKeys, workers: int | None) -> PrefetchLoader:
+        """Load the batches of a data set that `keys` name, prepared; see `plan` for `workers`."""
+        return PrefetchLoader(keys, dataset, self.ahead, partial(self.plan, dataset, workers))
+
+    def shuffled(
+        self, photos: CachedPhotos, batch_size: int, workers: int | None, seed: int, balance: Balance
+    ) -> PrefetchLoader:
+        """Load training photos, in another order each epoch; the ranks share each batch.
+
+        Raises:
+            FlowersError: the ranks cannot share it evenly.
+        """
+        rank, num_ranks = self.rank()
+        check_ranks(batch_size, num_ranks)
+        sampler = BatchSampler(
+            len(photos), batch_size, rank, num_ranks, seed,
+            position=partial(self.position, len(photos), batch_size),
+            labels=photos.labels,
+            balance=balance,
+            reading=order_by_shards(photos),
+        )  # fmt: skip
+        return self.loader(photos, sampler, workers)
+
+    def in_order(
+        self, photos: CachedPhotos | PhotoFiles, batch_size: int, workers: int | None, first: int = 0
+    ) -> PrefetchLoader:
+        """Load photos from `first` on, in their own order; the ranks take batches in turn.
+
+        Photos of a pack come by its shards, and the ranks share each batch.
+        """
+        reading = order_by_shards(photos)
+        if reading is not None:
+            shared = BatchSampler(len(photos), batch_size, *self.rank(), reading=reading)
+            return self.loader(photos, shared, workers)
+        return self.loader(photos, WholeBatches(len(photos), batch_size, *self.rank(), first), workers)
 
     def plan(self, dataset: Dataset[Batch], workers: int | None) -> ThreadPlan:
         """Choose the threads that prepare batches of a data set; they start now.

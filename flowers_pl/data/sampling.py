@@ -1,8 +1,8 @@
 """Which photos are in which batch, which of them balance the classes, and which stand for all in a sample.
 
 A sampler item is a whole batch, with its epoch in it, so that what a batch holds depends neither on the
-worker that makes it nor on what the worker made before. `batch_size` is the global one: of each batch a rank
-takes every `ranks`-th photo.
+worker that makes it nor on what the worker made before. In `fit`, `batch_size` is the global one: of each
+batch a rank takes every `ranks`-th photo. Elsewhere a rank takes every `ranks`-th batch.
 """
 
 from __future__ import annotations
@@ -134,6 +134,41 @@ class BatchSampler(Sampler[BatchKey]):
             return balanced_order(self.labels, self.seed, epoch), positions
         order = epoch_draws(self.seed, epoch, self.photos).order
         return order, order
+
+
+class WholeBatches(Sampler[BatchKey]):
+    """Batches in the photos' own order, each made by one rank: the ranks take them in turn.
+
+    So a batch holds the same photos on any number of ranks, and what is computed for it has the same bits.
+    All ranks have as many batches; those after the last photo are empty.
+
+    Args:
+        photos: how many there are.
+        batch_size: photos in a batch.
+        rank: of this process.
+        ranks: processes that share the photos.
+        first: the photo to begin with.
+
+    >>> [key.rows.tolist() for key in WholeBatches(5, batch_size=2)]
+    [[0, 1], [2, 3], [4]]
+    >>> [key.rows.tolist() for key in WholeBatches(5, batch_size=2, rank=1, ranks=2)]
+    [[2, 3], []]
+    """
+
+    def __init__(self, photos: int, batch_size: int, rank: int = 0, ranks: int = 1, first: int = 0) -> None:
+        self.photos, self.batch_size, self.rank, self.ranks = photos, batch_size, rank, ranks
+        self.first = first
+
+    def __len__(self) -> int:
+        return max(1, -(-(self.photos - self.first) // (self.batch_size * self.ranks)))
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        each = self.batch_size * self.ranks
+        for turn in range(len(self)):
+            start = self.first + turn * each
+            mine = start + self.rank * self.batch_size
+            rows = np.arange(mine, max(mine, min(mine + self.batch_size, self.photos)))
+            yield BatchKey(0, rows, min(each, self.photos - start), rows)
 
 
 def check_ranks(batch_size: int, ranks: int) -> None:

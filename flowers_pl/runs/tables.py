@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -26,6 +25,7 @@ from flowers_pl.data.batches import Batch
 from flowers_pl.data.folder import NAMED
 from flowers_pl.data.split import Placed, write_split
 from flowers_pl.runs.folder import split_of
+from flowers_pl.runs.ranks import same_on_all_ranks
 
 log = logging.getLogger(__name__)
 
@@ -173,12 +173,3 @@ class DataFiles(L.Callback):
             self.folder / SPLIT, plural(len(changed), "photo"), printable(", ".join(changed[:NAMED])),
             ", …" if len(changed) > NAMED else "",
         )  # fmt: skip
-
-
-def same_on_all_ranks(trainer: L.Trainer, text: str) -> bool:
-    """Return whether all ranks have the same text as rank 0; all of them must call this."""
-    differs = float(trainer.strategy.broadcast(text) != text)
-    anywhere = trainer.strategy.reduce(
-        torch.tensor(differs, device=trainer.strategy.root_device), reduce_op="max"
-    )
-    return float(anywhere) == 0
