@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -27,7 +26,7 @@ from flowers_pl.data.soft_labels import read_soft_labels
 from flowers_pl.data.split import Placed, write_split
 from flowers_pl.teaching import out_of_fold
 from flowers_pl.teaching.folds import fold_numbers
-from flowers_pl.teaching.loop import Recipe, _factor, _keys, judge, train
+from flowers_pl.teaching.loop import Recipe, _keys, judge, train
 from flowers_pl.teaching.networks import LITE, OWN, Teacher, make_teacher, teacher_kind
 
 SIZE = 32
@@ -183,13 +182,6 @@ def test_training_fits_the_photos_that_it_is_given(data: FlowersDataModule, weig
     assert after < 0.9 * before
     pairs = zip(average.head.parameters(), teacher.head.parameters(), strict=True)
     assert not any(torch.equal(*pair) for pair in pairs)
-
-
-def test_the_rate_ends_at_zero() -> None:
-    factors = [_factor(step, 100) for step in range(101)]
-    assert max(factors) == factors[10] == 1
-    assert factors[100] == pytest.approx(0)
-    assert all(first > second for first, second in itertools.pairwise(factors[10:]))
 
 
 # ---------------------------------------------------------------- the command
