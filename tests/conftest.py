@@ -121,11 +121,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption("--run-slow", action="store_true", help="run the tests marked slow or release, too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--run-slow"):
         for item in items:
-            if "slow" in item.keywords:
+            if not {"slow", "release"}.isdisjoint(item.keywords):
                 item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))

@@ -339,6 +339,7 @@ def test_one_class_with_one_photo_is_audited_too(tmp_path: Path, monkeypatch: py
     assert json.loads(Path("audit/audit.json").read_text())["readable"] == {"rose": 0}
 
 
+@pytest.mark.slow
 def test_planted_wrong_labels_on_drawings_are_found(
     real_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,7 +354,7 @@ def test_planted_wrong_labels_on_drawings_are_found(
     assert first == {"rose/0.png": "daisy", "rose/1.png": "sunflower"}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(900)
 def test_real_photos_their_conflicts_and_near_duplicates(
     real_photos: Path, real_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -101,6 +101,7 @@ def expected(findings: Findings, others: dict[str, tuple[str, str]] | None = Non
     return {path: Decision(path, *what, findings.asked[path].sha256) for path, what in made.items()}
 
 
+@pytest.mark.slow
 def test_errors_are_mended_by_clicks(page: Page, mended: tuple[Path, Findings]) -> None:
     assert left(page) == "6 of 6 left"
     for path, kind in PLANTED.items():
@@ -281,6 +282,7 @@ def test_the_pictures_take_no_more_room_than_there_is(tmp_path: Path) -> None:
     assert rung not in (LADDER[0], LADDER[-1])
 
 
+@pytest.mark.release
 def test_from_planted_errors_to_mended_labels_and_on_to_what_is_new(
     browser: Browser, real_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

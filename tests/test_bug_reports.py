@@ -75,6 +75,7 @@ def test_a_share_of_less_than_a_batch_is_refused(photos: None, capsys: pytest.Ca
     assert not Path(RUNS, "none").exists()
 
 
+@pytest.mark.slow
 def test_what_evaluates_nothing_says_so(best: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Lightning-AI/pytorch-lightning#21553: what a run does that is given no batch to validate with."""
     for command, more in (("validate", []), ("test", []), ("predict", ["--data.predict_root", "photos"])):

@@ -271,6 +271,7 @@ def another_process(root: Path, wait: str) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
+@pytest.mark.slow
 def test_leftovers_of_a_killed_process_are_swept(root: Path) -> None:
     with another_process(root, "build"):
         (building,) = cached_sets(root.parent / "cache")
@@ -287,6 +288,7 @@ def test_leftovers_of_a_killed_process_are_swept(root: Path) -> None:
     assert len(list(leftover.path.glob("pixels-*"))) == 1
 
 
+@pytest.mark.slow
 def test_the_cache_is_listed_and_cleared_but_for_what_is_in_use(root: Path) -> None:
     folder = root.parent / "cache"
     assert cached_sets(folder) == clear_cache(folder) == []

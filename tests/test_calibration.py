@@ -173,6 +173,7 @@ def validation_side(drawings: Path) -> tuple[list[Path], list[str]]:
     return [drawings / photo.path for photo in side], [photo.label for photo in side]
 
 
+@pytest.mark.slow
 def test_training_is_the_same_bit_for_bit(home: Path) -> None:
     plain, both = (read_checkpoint(f"checkpoints/{run}/best.ckpt") for run in ("plain", "both"))
     assert all(
@@ -222,6 +223,7 @@ def test_classify_and_predict_use_both(
     assert [answers[name] for name in found.classes] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.release
 def test_test_and_validate_use_both(home: Path, drawings: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["test", "--ckpt_path", str(BOTH), *CPU]) == 0
     report = json.loads(Path("checkpoints/both/test.json").read_text())
@@ -250,6 +252,7 @@ def test_captions_of_heat_maps_use_both(home: Path, drawings: Path) -> None:
     assert list(explained.probabilities.values()) == pytest.approx(by_hand(file), abs=1e-5)
 
 
+@pytest.mark.release
 def test_the_card_says_so(home: Path) -> None:
     assert main(["export", "--ckpt_path", str(BOTH)]) == 0
     card = Path("checkpoints/both/MODEL_CARD.md").read_text()
@@ -264,6 +267,7 @@ def test_the_card_says_so(home: Path) -> None:
     assert "mirror" not in card
 
 
+@pytest.mark.slow
 def test_a_run_that_has_ended_gets_both_by_a_resume_without_training(home: Path, drawings: Path) -> None:
     shutil.copytree("checkpoints/plain", "checkpoints/later")
     last, best = Path("checkpoints/later/last.ckpt"), Path("checkpoints/later/best.ckpt")

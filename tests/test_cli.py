@@ -67,6 +67,7 @@ def failure(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return said[-1]
 
 
+@pytest.mark.release
 def test_a_run_leaves_everything_in_its_folder(inside: Path, drawings: Path) -> None:
     run = inside / "checkpoints" / "first"
     names = {path.name for path in run.iterdir() if not path.name.startswith("events.out")}
@@ -174,6 +175,7 @@ def test_a_run_ends_with_its_final_model(inside: Path, drawings: Path) -> None:
     assert found == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.release
 def test_the_card_lists_all_that_was_exported_and_the_newest_results(inside: Path) -> None:
     run = inside / "checkpoints" / "first"
     (run / "test.json").unlink(missing_ok=True)
@@ -192,6 +194,7 @@ def test_the_card_lists_all_that_was_exported_and_the_newest_results(inside: Pat
     assert "`final.onnx`: the checkpoint's class for 10" in renewed
 
 
+@pytest.mark.release
 def test_the_card_leaves_out_other_weights(inside: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = inside / "checkpoints" / "first"
     kept = {file: file.read_text() for file in (run / "exports.json", run / "MODEL_CARD.md")}
@@ -217,11 +220,13 @@ def test_the_card_leaves_out_other_weights(inside: Path, caplog: pytest.LogCaptu
         file.write_text(text)
 
 
+@pytest.mark.release
 def test_export_writes_onnx_beside_the_checkpoint(inside: Path) -> None:
     assert main(["export", "--format", "onnx"]) == 0
     assert Exported.open(inside / "checkpoints" / "first" / "final.onnx").image_size == 32
 
 
+@pytest.mark.slow
 def test_explain_measures_and_leaves_no_measurement_of_other_photos(
     inside: Path, drawings: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -286,6 +291,7 @@ def test_predict_writes_a_row_for_each_file(inside: Path, capsys: pytest.Capture
     assert rows["text.jpg"]["daisy"] == ""
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("kind", ["pt2", "onnx", "int8"])
 def test_predict_takes_an_exported_model(
     inside: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
@@ -364,6 +370,7 @@ def test_a_run_is_reproduced_bit_for_bit(inside: Path, drawings: Path) -> None:
     shutil.rmtree(inside / "checkpoints" / "again")
 
 
+@pytest.mark.slow
 def test_the_notebooks_split_and_a_list_are_taken(
     inside: Path, drawings: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

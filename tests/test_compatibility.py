@@ -60,6 +60,7 @@ def test_a_checkpoint_of_0_1_0_loads_in_python() -> None:
         assert model.unlikeness(DRAWINGS / path) is not None
 
 
+@pytest.mark.slow
 def test_a_run_of_0_1_0_resumes(run: Path) -> None:
     more = ["--unfreeze.top_epochs", "4", "--data.root", str(DRAWINGS)]
     assert main(["fit", "--ckpt_path", "checkpoints/run/last.ckpt", *more]) == 0
@@ -67,6 +68,7 @@ def test_a_run_of_0_1_0_resumes(run: Path) -> None:
     assert losses(run / "metrics.csv") == pytest.approx(expected, rel=1e-3)  # Adam amplifies rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["final.pt2", "final.onnx"])
 def test_a_checkpoint_of_0_1_0_exports(run: Path, file: str) -> None:
     if file.endswith(".onnx"):

@@ -114,7 +114,14 @@ def pictures(run: Path, name: str) -> list[bytes]:
     return [image.encoded_image_string for image in events.Images(name)]
 
 
-@pytest.mark.parametrize(("devices", "batch_size", "data"), [(2, 4, {}), (3, 6, {}), (2, 4, STRONG)])
+@pytest.mark.parametrize(
+    ("devices", "batch_size", "data"),
+    [
+        (2, 4, {}),
+        pytest.param(3, 6, {}, marks=pytest.mark.release),
+        pytest.param(2, 4, STRONG, marks=pytest.mark.release),
+    ],
+)
 def test_any_number_of_processes_gives_the_same_run(
     tmp_path: Path, drawings: Path, devices: int, batch_size: int, data: dict[str, Any]
 ) -> None:
@@ -168,6 +175,7 @@ def write_soft_labels(root: Path, file: Path) -> None:
     write_csv(file, ["path", *classes], rows)
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("balance", ["sampler", "loss"])
 def test_classes_are_balanced_over_all_processes_together(
     tmp_path: Path, drawings: Path, balance: str
@@ -251,6 +259,7 @@ def assert_same(one: Path, other: Path) -> None:
     assert figures(one) == figures(other)
 
 
+@pytest.mark.release
 def test_a_run_of_two_ranks_is_stopped_loses_each_rank_and_goes_on(
     machines: list[Path], tmp_path: Path, drawings: Path
 ) -> None:

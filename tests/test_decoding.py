@@ -296,6 +296,7 @@ def test_what_is_not_a_file(tmp_path: Path) -> None:
     assert reason(Path("nul\0")).startswith("damaged picture")
 
 
+@pytest.mark.slow
 def test_no_permission(tmp_path: Path) -> None:
     path = tmp_path / "private.jpg"
     path.write_bytes(JPEG)

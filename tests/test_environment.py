@@ -154,6 +154,7 @@ def test_no_semaphores_because_dev_shm_is_missing(
     assert caplog.text.count("No worker processes can be started") == 1
 
 
+@pytest.mark.slow
 def test_a_locale_without_utf_8(tmp_path: Path, drawings: Path) -> None:
     root = tmp_path / "花"
     root.mkdir()

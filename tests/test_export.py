@@ -117,6 +117,7 @@ def test_the_network_of_these_tests_tells_photos_apart(model: FlowerClassifier) 
     assert found.std(0).min() > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
 def test_exported_files_agree_with_the_model_on_photos_of_any_size(
     kind: str, model: FlowerClassifier, files: dict[str, Path]
@@ -264,6 +265,7 @@ def test_exporting_is_quiet(files: dict[str, Path], said: list[str]) -> None:
     assert said == [""]
 
 
+@pytest.mark.slow
 def test_exporting_leaves_the_model_alone(model: FlowerClassifier, tmp_path: Path) -> None:
     before = {name: weight.requires_grad for name, weight in model.named_parameters()}
     model.train()

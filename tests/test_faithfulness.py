@@ -137,7 +137,7 @@ def test_the_share_is_unknown_where_no_map_has_an_order(reds: FlowerNet) -> None
     assert report == {"spearman": None, "spearman_absolute": None, "heads": 2, "maps": 0, "constant": 2}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_grad_cam_beats_noise_on_real_photos(real_weights: Path, real_photos: Path) -> None:
     """A head fitted to 200 photos; evaluated on others."""
     listed = list_photos(real_photos)

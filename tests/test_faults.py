@@ -95,6 +95,7 @@ def test_a_split_that_is_not_of_the_run(
     assert f"split.csv' is not as the run wrote it ({expected})" in line
 
 
+@pytest.mark.slow
 def test_test_on_new_photos_beside_a_damaged_split(
     run: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,6 +211,7 @@ def test_a_run_whose_name_is_not_utf_8_is_resumed(tmp_path: Path, monkeypatch: p
     assert torch.load(last, weights_only=True)["epoch"] == 1
 
 
+@pytest.mark.slow
 def test_a_resume_shows_where_the_run_lies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

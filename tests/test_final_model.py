@@ -39,6 +39,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---------------------------------------------------------------- photos that are not there
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("split", ["beside the checkpoint", "gone too"])
 def test_export_with_the_photos_moved_away(split: str, run: Path, caplog: pytest.LogCaptureFixture) -> None:
     if split == "gone too":
@@ -52,6 +53,7 @@ def test_export_with_the_photos_moved_away(split: str, run: Path, caplog: pytest
     assert ("| daisy | 10 | 2 |" in (run / "MODEL_CARD.md").read_text()) == (split != "gone too")
 
 
+@pytest.mark.slow
 def test_export_with_some_of_the_photos_moved_away(run: Path, tmp_path: Path) -> None:
     shutil.copytree(DRAWINGS, tmp_path / "moved")
     for folder in ("rose", "tulip"):
@@ -60,6 +62,7 @@ def test_export_with_some_of_the_photos_moved_away(run: Path, tmp_path: Path) ->
     assert "of 6 validation images" in (run / "MODEL_CARD.md").read_text()
 
 
+@pytest.mark.slow
 def test_export_with_photos_that_cannot_be_read(run: Path, tmp_path: Path) -> None:
     shutil.copytree(DRAWINGS, tmp_path / "damaged")
     for file in (tmp_path / "damaged").glob("*/*.png"):
@@ -68,6 +71,7 @@ def test_export_with_photos_that_cannot_be_read(run: Path, tmp_path: Path) -> No
     assert "of 26 generated images" in (run / "MODEL_CARD.md").read_text()
 
 
+@pytest.mark.slow
 def test_export_of_a_checkpoint_alone_finds_its_validation_photos(run: Path) -> None:
     (run / "split.csv").unlink()
     assert main(["export", "--root", str(DRAWINGS)]) == 0
@@ -83,6 +87,7 @@ def test_export_to_int8_with_the_photos_moved_away(run: Path, capsys: pytest.Cap
     assert not list(run.glob("*.onnx"))  # it says so before it works
 
 
+@pytest.mark.slow
 def test_a_file_that_does_not_agree_is_removed(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +117,7 @@ def test_a_card_is_written_beside_damaged_files(
 # ---------------------------------------------------------------- int8
 
 
+@pytest.mark.release
 def test_int8_says_what_it_costs_and_where_it_was_checked(
     run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -189,6 +195,7 @@ def save_photo(kind: str, folder: Path) -> Path:
     return file
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(
     "kind",
     [

@@ -290,6 +290,7 @@ def another(root: Path, killed_at: int = 0) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "killed_at", [pytest.param(2, marks=pytest.mark.slow), 7, pytest.param(11, marks=pytest.mark.slow)]
 )
@@ -301,6 +302,7 @@ def test_a_killed_process_loses_its_shard_at_most(root: Path, decodes: list[int]
     assert len(decodes) == 11 - done // SMALL_SHARD * SMALL_SHARD
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_adds_leaves_what_was_there(root: Path, decodes: list[int]) -> None:
     decode(root)
     add_three(root)
@@ -330,6 +332,7 @@ def test_the_index_is_written_when_time_has_passed(root: Path, monkeypatch: pyte
     assert next(count) == 7 + 5  # six were kept
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_decode_once(root: Path) -> None:
     processes = [another(root) for _ in range(2)]
     counts, *others = zip(*(map(int, process.communicate()[0].split()) for process in processes), strict=True)

@@ -60,7 +60,7 @@ def test_the_file_agrees_and_names_no_path_of_this_machine(run: Path) -> None:
     assert str(Path(mobile.__file__).parent).encode() not in data
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_an_app_finds_in_the_file_what_it_has_to_know(run: Path) -> None:
     from executorch.runtime import Runtime
 
@@ -75,7 +75,7 @@ def test_an_app_finds_in_the_file_what_it_has_to_know(run: Path) -> None:
     assert answer.output_tensor_meta(0).sizes() == (1, len(model.classes))
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_lines_of_the_card_give_the_answers_of_the_checkpoint(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,7 +91,7 @@ def test_the_lines_of_the_card_give_the_answers_of_the_checkpoint(
     assert found == pytest.approx([likely[name] for name in model.classes], abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_predict_takes_it_and_says_no_more_than_with_another_file(run: Path, tmp_path: Path) -> None:
     alone = shutil.copy(run / "final.pte", tmp_path)
     command = [sys.executable, "-m", "flowers_pl", "predict", "--exported", alone]
@@ -110,7 +110,7 @@ def test_predict_takes_it_and_says_no_more_than_with_another_file(run: Path, tmp
         assert [float(row[name]) for name in expected] == pytest.approx(list(expected.values()), abs=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_mirror_image_and_the_temperature_are_part_of_the_file(run: Path, tmp_path: Path) -> None:
     model = FlowerClassifier.load(run / "best.ckpt")
     plain = Exported.open(run / "final.pte")
@@ -126,7 +126,7 @@ def test_the_mirror_image_and_the_temperature_are_part_of_the_file(run: Path, tm
     )
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_torn_and_foreign_files_are_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

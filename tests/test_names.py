@@ -97,6 +97,7 @@ def latin_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_photos_and_a_root_that_are_not_utf_8(latin_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(latin_run)
     root, run = os.fsdecode(b"caf\xe9"), Path("checkpoints/first")
@@ -111,6 +112,7 @@ def test_photos_and_a_root_that_are_not_utf_8(latin_run: Path, monkeypatch: pyte
     assert main(["fit", "--ckpt_path", str(run / "last.ckpt"), "--unfreeze.head_epochs", "2"]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_utf_8_goes_without_tensorboard(
     latin_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -135,7 +135,7 @@ def test_runs_on_drawings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert shown.captions == ["*These are drawings, not photos:*"] * PICTURES
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_runs_on_photos(
     real_photos: Path, real_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def fit(drawings: Path, run: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_carries_the_score_of_its_own_weights(home: Path, drawings: Path) -> None:
     ckpt = home / "checkpoints" / "first" / "best.ckpt"
     model = FlowerClassifier.load(ckpt)

@@ -56,6 +56,7 @@ def decoded(root: Path, size: int = 32) -> Any:
     return decode_root(root, list_photos(root), size, root.parent / "cache", 0)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_pack_is_the_run_on_the_folder(
     pack: Path, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +161,7 @@ def test_the_command_line_packs_and_refuses(
     assert "no photos of 64 pixels a side but pixels-32" in error
 
 
+@pytest.mark.slow
 def test_a_killed_pack_leaves_nothing_in_its_place(drawings: Path, tmp_path: Path) -> None:
     code = (
         "import os, sys, pathlib\n"

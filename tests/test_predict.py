@@ -138,6 +138,7 @@ def test_a_run_that_broke_off_goes_on_and_ends_with_the_same_bytes(
     assert left(home / folder) == ["x.csv"]
 
 
+@pytest.mark.slow
 def test_a_table_of_something_else_is_not_gone_on_with(
     home: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

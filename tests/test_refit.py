@@ -77,6 +77,7 @@ def kept_epochs(run: Path) -> tuple[int, int]:
     return int(np.argmin(head)) + 1, best + 1 - len(head)
 
 
+@pytest.mark.release
 def test_each_stage_has_the_epochs_that_the_run_kept(home: Path) -> None:
     stages = [row["stage"] for row in read_table(REFIT / "metrics.csv")]
     assert (stages.count(1), stages.count(2)) == kept_epochs(RUN)
@@ -151,6 +152,7 @@ def test_the_card_has_the_figures_of_the_run_and_says_so(home: Path) -> None:
     assert "of 50 training images" in card
 
 
+@pytest.mark.slow
 def test_it_is_judged_on_other_photos_only(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--ckpt_path", str(REFIT / "best.ckpt"), *CPU]
     assert "--data.test_root is missing" in said_by(["test", *given], capsys)
@@ -163,6 +165,7 @@ def test_it_is_judged_on_other_photos_only(home: Path, capsys: pytest.CaptureFix
     (REFIT / "test.json").unlink()
 
 
+@pytest.mark.slow
 def test_its_other_uses_work(home: Path) -> None:
     given = ["--ckpt_path", str(REFIT / "best.ckpt")]
     assert main(["predict", *given, "--data.predict_root", "photos/rose", *CPU]) == 0
@@ -178,6 +181,7 @@ def test_its_other_uses_work(home: Path) -> None:
 # ---------------------------------------------------------------- resume
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", [False, True])
 def test_it_resumes_as_any_run_also_without_the_run_that_it_repeats(home: Path, inside: bool) -> None:
     part, away = Path("checkpoints/part"), Path("away")
@@ -195,6 +199,7 @@ def test_it_resumes_as_any_run_also_without_the_run_that_it_repeats(home: Path, 
         shutil.rmtree(part)
 
 
+@pytest.mark.slow
 def test_the_strong_recipes_schedule_runs_to_its_end(home: Path) -> None:
     cosine = ["--model.schedule", "cosine", "--model.warmup", "0.2", "--unfreeze.head_epochs", "1"]
     assert main(["fit", "--config", "small.yaml", "--run_name", "cosine", *cosine]) == 0

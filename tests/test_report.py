@@ -144,6 +144,7 @@ def test_calibration_by_hand() -> None:
 # ---------------------------------------------------------------- intervals
 
 
+@pytest.mark.slow
 def test_intervals_as_a_plain_bootstrap_finds_them() -> None:
     probabilities, labels = drawn(2, 150)
     predictions = probabilities.argmax(1)

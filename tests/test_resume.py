@@ -42,6 +42,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> Iterator[P
         yield folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [1, 2, 3])  # in stage 1, at the boundary, in stage 2
 def test_a_resumed_run_ends_as_if_never_stopped(home: Path, epochs: int) -> None:
     run = home / "checkpoints" / "parts"
@@ -53,6 +54,7 @@ def test_a_resumed_run_ends_as_if_never_stopped(home: Path, epochs: int) -> None
     shutil.rmtree(run)
 
 
+@pytest.mark.slow
 def test_a_run_in_float64_resumes_without_rounding_its_weights(home: Path) -> None:
     short = ["--trainer.precision", "64-true", "--unfreeze.head_epochs", "1", "--unfreeze.top_epochs", "1"]
     start = ["fit", "--config", "small.yaml", *short, "--run_name"]
@@ -92,6 +94,7 @@ def test_settings_that_a_run_did_not_have_yet_are_not_changed(
     shutil.rmtree(run)
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(
     ("less", "more"),
     [
@@ -111,6 +114,7 @@ def test_a_finished_run_that_is_given_more_epochs_is_the_longer_run(
     shutil.rmtree(run)
 
 
+@pytest.mark.slow
 def test_weak_epochs_that_would_no_longer_be_the_last_are_refused(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +137,7 @@ def test_epochs_that_will_be_trained_anew_are_counted(home: Path) -> None:
     assert epochs_after(run / "best.ckpt") == epochs - best
 
 
+@pytest.mark.slow
 def test_a_stage_that_ended_early_goes_on_with_more_patience(home: Path) -> None:
     """Losses that never fall: with a learning rate of almost nothing, the first epoch is the best one."""
     run, still = home / "checkpoints" / "patient", ["--model.head_lr", "1e-30", "--model.dropout", "0"]
@@ -167,6 +172,7 @@ def sends(number: int, step: int) -> Callable[..., None]:
     return hook
 
 
+@pytest.mark.slow
 def test_a_run_stopped_inside_an_epoch_goes_on_there(
     home: Path, middle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -179,6 +185,7 @@ def test_a_run_stopped_inside_an_epoch_goes_on_there(
     assert_same_runs(home / "checkpoints" / "whole", middle)
 
 
+@pytest.mark.slow
 def test_settings_that_change_are_named_and_win(
     home: Path, middle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,6 +204,7 @@ def test_settings_that_change_are_named_and_win(
     assert yaml.safe_load((middle / "config.yaml").read_text())["model"]["top_lr"] == 0.003
 
 
+@pytest.mark.slow
 def test_a_resume_that_cannot_be_is_refused(
     home: Path, middle: Path, drawings: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -224,6 +224,7 @@ def test_photos_to_test_on_are_not_decided_on(
     assert "test/rose/rose_0002.png is not used, because it is among the photos to test on" in caplog.text
 
 
+@pytest.mark.release
 def test_a_run_says_what_was_done_and_resume_compares_it(
     drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -69,6 +69,7 @@ def error(capsys: pytest.CaptureFixture[str]) -> str:
 # ---------------------------------------------------------------- a loss that is not finite
 
 
+@pytest.mark.slow
 def test_a_learning_rate_far_too_high_in_stage_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("run", "--model.head_lr", "1e38") == 1
     message = error(capsys)
@@ -144,6 +145,7 @@ def test_clipped_gradients_train_too() -> None:
 # ---------------------------------------------------------------- a run that ends inside an epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [2, 12])  # before the first validation, and inside stage 2
 def test_a_run_of_few_steps_is_saved_and_resumed_as_if_never_stopped(
     caplog: pytest.LogCaptureFixture, steps: int
@@ -157,6 +159,7 @@ def test_a_run_of_few_steps_is_saved_and_resumed_as_if_never_stopped(
     assert_same_runs(WHOLE, RUN)
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_run_out_of_time_is_saved_and_resumed_as_if_never_stopped(
     caplog: pytest.LogCaptureFixture, accumulate: int
@@ -202,6 +205,7 @@ def test_a_run_without_a_step_is_an_error_and_leaves_nothing(
     assert not RUN.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [("--trainer.max_steps", "10"), ("--trainer.max_epochs", "2")])
 def test_a_run_resumed_at_its_limit_says_so_and_reports_its_best_weights(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], limit: tuple[str, str]

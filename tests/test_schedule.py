@@ -258,6 +258,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> Iterator[P
         yield folder
 
 
+@pytest.mark.slow
 def test_a_run_says_which_epoch_it_kept(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = home / "checkpoints" / "whole"
     rows = read_table(run / "metrics.csv")
@@ -272,6 +273,7 @@ def test_a_run_says_which_epoch_it_kept(home: Path, capsys: pytest.CaptureFixtur
     assert "chose the checkpoint" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 7, 12, 17])  # inside each of the four epochs
 def test_a_run_stopped_inside_an_epoch_goes_on_as_if_never_stopped(home: Path, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -294,6 +296,7 @@ def stopped(home: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["whole", "stopped"])
 @pytest.mark.parametrize(
     ("option", "value", "began"),
@@ -328,6 +331,7 @@ def test_other_groups_are_refused(stopped: Path, option: str, capsys: pytest.Cap
     assert option in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_stage_that_has_not_begun_may_be_given_other_epochs(home: Path) -> None:
     """A run of stage 1 alone that is given a second stage is the run that had both."""
     run = home / "checkpoints" / "longer"

@@ -24,6 +24,7 @@ def predict(tmp_path: Path, photos: Path, **settings: object) -> subprocess.Comp
     return subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, check=False, **settings)  # type: ignore[call-overload, no-any-return]
 
 
+@pytest.mark.slow
 def test_predict_into_a_pipe_whose_reader_has_gone(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -35,11 +36,13 @@ def test_predict_into_a_pipe_whose_reader_has_gone(tmp_path: Path) -> None:
     assert (tmp_path / "x.csv").read_text().count("\n") == 13
 
 
+@pytest.mark.slow
 def test_predict_with_standard_output_closed(tmp_path: Path) -> None:
     done = predict(tmp_path, DRAWINGS / "rose" / "rose_0000.png", preexec_fn=lambda: os.close(1))
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
 
 
+@pytest.mark.slow
 def test_names_that_the_screen_cannot_show_are_escaped_there_and_kept_in_files(tmp_path: Path) -> None:
     photo = tmp_path / "玫瑰.png"
     photo.write_bytes((DRAWINGS / "rose" / "rose_0000.png").read_bytes())
@@ -76,6 +79,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawings: Path) -> P
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_root_below_the_home_folder_and_a_resume_from_another_working_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

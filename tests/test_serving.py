@@ -291,6 +291,7 @@ def test_a_checkpoint_answers_as_predict_does(judges: str, tmp_path: Path) -> No
     assert (answers[0].probabilities == pytest.approx(plain, abs=0.01)) == (judges == "as it is")
 
 
+@pytest.mark.release
 def test_an_exported_file_answers_without_maps(model: FlowerClassifier, tmp_path: Path) -> None:
     export_onnx(model, tmp_path / "final.onnx")
     opened = open_exported(tmp_path / "final.onnx")

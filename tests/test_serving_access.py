@@ -29,6 +29,7 @@ def locked(plain: ServedModel) -> Iterator[httpx.Client]:
 # ---------------------------------------------------------------- the token
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES)
 def test_every_route_asks_for_the_token(locked: httpx.Client, route: str) -> None:
     answer = locked.get(route)

@@ -31,6 +31,7 @@ def test_413_for_too_many_bytes_announced_or_not(plain: ServedModel) -> None:
         assert client.post("/classify", files=parts(ROSE)).status_code == 200
 
 
+@pytest.mark.slow
 def test_422_for_too_many_pixels_before_they_are_decoded(plain: ServedModel) -> None:
     before = get_limits()
     set_limits(Limits(max_pixels=10**6))

@@ -63,6 +63,7 @@ class Visit:
         return self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_one_picture(
     browser: Any, client: httpx.Client, plain: ServedModel, size: dict[str, int], tmp_path: Path
@@ -92,6 +93,7 @@ def test_one_picture(
         assert not [url for url in visit.asked if "gradio_api" in url]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_many_pictures(browser: Any, client: httpx.Client, size: dict[str, int], tmp_path: Path) -> None:
     pictures = [(f"rose {number}.png", drawing(number)) for number in range(11)]
@@ -174,6 +176,7 @@ def test_names_of_files_are_text_not_html(browser: Any, client: httpx.Client) ->
         assert visit.page.title() == "flowers_pl"
 
 
+@pytest.mark.slow
 def test_a_browser_enters_with_the_token(browser: Any, plain: ServedModel) -> None:
     with running(plain, token=TOKEN, page=True) as client, Visit(browser, client, "/", PHONE) as visit:
         visit.page.fill("#token", "wrong")
@@ -196,6 +199,7 @@ def test_the_docs_ask_no_other_host(browser: Any, client: httpx.Client) -> None:
         assert visit.elsewhere == visit.faults == []
 
 
+@pytest.mark.release
 def test_no_other_site_may_frame_the_page(browser: Any, client: httpx.Client) -> None:
     context = browser.new_context()
     page = context.new_page()

@@ -160,6 +160,7 @@ def malformed(number: int) -> tuple[bytes, dict[str, str]]:
     return body, {"content-type": draw.choice(kinds)}
 
 
+@pytest.mark.slow
 def test_a_thousand_malformed_uploads_and_no_500(client: httpx.Client) -> None:
     def send(number: int) -> int:
         body, headers = malformed(number)
@@ -202,6 +203,7 @@ def test_nothing_is_left_in_the_temporary_folder(
 # ---------------------------------------------------------------- the process
 
 
+@pytest.mark.slow
 def test_the_program_prints_one_address_and_finishes_what_is_under_way(tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -230,6 +232,7 @@ def test_the_program_prints_one_address_and_finishes_what_is_under_way(tmp_path:
     assert "Traceback" not in logged
 
 
+@pytest.mark.slow
 def test_https_by_a_certificate(tmp_path: Path) -> None:
     openssl = shutil.which("openssl")
     if openssl is None:

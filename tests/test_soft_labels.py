@@ -288,6 +288,7 @@ def fit(*args: str) -> int:
     return main(["fit", "--config", "small.yaml", *args])
 
 
+@pytest.mark.release
 def test_a_resumed_run_with_soft_labels_is_the_same_and_says_when_they_changed(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -147,6 +147,7 @@ def test_a_list_that_is_not_there_is_refused(tmp_path: Path) -> None:
         read_split(tmp_path / "none.csv", PHOTOS)
 
 
+@pytest.mark.slow
 def test_real_photos_no_group_straddles_and_conflicts_are_named(real_photos: Path) -> None:
     photos = list_photos(real_photos)
     decoded = decode_photos(real_photos, photos, 64)

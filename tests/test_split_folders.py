@@ -159,6 +159,7 @@ def test_a_class_on_one_side_only(root: Path, caplog: pytest.LogCaptureFixture) 
         split(root)
 
 
+@pytest.mark.slow
 def test_fit_test_and_audit_of_such_a_root(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -161,6 +161,7 @@ def test_a_run_killed_at_any_time_and_again_goes_on(whole: Whole, part: Path) ->
 # ---------------------------------------------------------------- SIGTERM and Ctrl-C
 
 
+@pytest.mark.release
 @pytest.mark.parametrize(
     ("number", "code", "moment", "which", "saved"),
     [

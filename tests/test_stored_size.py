@@ -126,6 +126,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends_early", [False, True])
 def test_the_last_epochs_of_each_stage_are_weak(
     home: Path, monkeypatch: pytest.MonkeyPatch, ends_early: bool

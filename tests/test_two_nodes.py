@@ -19,7 +19,7 @@ from test_ddp import HERE, figures, finish, largest_difference, weights, write_s
 
 from flowers_pl.data.packing import pack_folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.release, pytest.mark.timeout(1200)]
 STORE, NODES = "10.77.0.1", ("10.77.0.2", "10.77.0.3")
 LIMIT = 1e-4  # GB, less than the pack
 

@@ -151,6 +151,7 @@ def pictures() -> dict[str, bytes]:
 # ---------------------------------------------------------------- the model
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("judges", ["as it is", "with mirror images and a temperature", "without novelty"])
 def test_the_file_explains_as_the_checkpoint_does(
     judges: str, model: FlowerClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -177,6 +178,7 @@ def test_the_file_explains_as_the_checkpoint_does(
             assert found["unlike"] == pytest.approx(expected.numpy(), abs=1e-3)
 
 
+@pytest.mark.release
 def test_serve_answers_with_all_that_the_file_knows(model: FlowerClassifier, onnx_file: Path) -> None:
     opened = open_exported(onnx_file)
     photos = torch.stack([load_photo(draw_flower("tulip", seed, 150), SIZE) for seed in range(3)])
@@ -196,6 +198,7 @@ def test_serve_answers_with_all_that_the_file_knows(model: FlowerClassifier, onn
 # ---------------------------------------------------------------- the page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_the_page_gives_the_checkpoints_answers(
     browser: Any, folder: Path, model: FlowerClassifier, size: dict[str, int], tmp_path: Path
@@ -231,6 +234,7 @@ def test_the_page_gives_the_checkpoints_answers(
         page.screenshot(path=tmp_path / "page.png", full_page=True)
 
 
+@pytest.mark.slow
 def test_pictures_are_dropped_and_pasted_and_names_are_text(browser: Any, folder: Path) -> None:
     give_by = """([kind, name, bytes]) => {
         const transfer = new DataTransfer();
@@ -249,6 +253,7 @@ def test_pictures_are_dropped_and_pasted_and_names_are_text(browser: Any, folder
         assert page.is_hidden(".shown")
 
 
+@pytest.mark.slow
 def test_the_page_works_without_a_network_and_can_be_installed(
     browser: Any, folder: Path, model: FlowerClassifier
 ) -> None:
@@ -285,6 +290,7 @@ def test_a_model_that_lacks_novelty_says_so(
         assert page.is_hidden(".doubt")
 
 
+@pytest.mark.slow
 def test_the_camera_is_looked_through_live(browser: Any, folder: Path) -> None:
     camera = """() => { navigator.mediaDevices.getUserMedia = async () => {
         const canvas = document.createElement('canvas');
@@ -386,6 +392,7 @@ def test_the_runtime_of_a_folder_is_used_as_it_is(below: str, tmp_path: Path) ->
         web_runtime(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
