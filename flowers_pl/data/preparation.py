@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from flowers_pl.data.augmentation import augment
 from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles
 from flowers_pl.data.cache_shards import MappedPixels
+from flowers_pl.data.device_photos import DevicePhotos, has_room
 from flowers_pl.data.feature_cache import FeatureCache, FrozenNetwork
 from flowers_pl.data.packed import order_by_shards
 from flowers_pl.data.prefetch import BatchKeys, PrefetchLoader, ThreadPlan
@@ -129,7 +130,14 @@ class Preparation:
             balance=balance,
             reading=order_by_shards(photos),
         )  # fmt: skip
-        return self.loader(photos, sampler, workers)
+        return self.loader(self._on_device(photos), sampler, workers)
+
+    def _on_device(self, photos: CachedPhotos) -> CachedPhotos | DevicePhotos:
+        """Return the photos, on the device where it has room for all of them."""
+        trainer = self.trainer()
+        if trainer is None or not has_room(trainer.strategy.root_device, photos):
+            return photos
+        return DevicePhotos(photos, trainer.strategy.root_device)
 
     def in_order(
         self, photos: CachedPhotos | PhotoFiles, batch_size: int, workers: int | None, first: int = 0
@@ -157,6 +165,8 @@ class Preparation:
         if workers == 0 or cached:
             return ThreadPlan(0, cores, part)
         if not self.on_cpu():
+            if isinstance(dataset, DevicePhotos):
+                return ThreadPlan(0, cores, len(dataset))
             if isinstance(dataset, CachedPhotos) and isinstance(dataset.pixels, MappedPixels):
                 return ThreadPlan(workers or min(READERS, cores), cores, len(dataset))  # batches in one part
             return ThreadPlan(workers or cores, cores, part)
