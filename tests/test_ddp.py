@@ -224,6 +224,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> list[P
     return homes
 
 
+@pytest.mark.release
 def test_two_machines_need_no_disk_in_common(machines: list[Path]) -> None:
     for home in machines:
         assert len(list((home / "cache").glob("flowers_pl/photos-*/pixels.npy"))) == 1

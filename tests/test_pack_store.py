@@ -72,6 +72,7 @@ def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in (folder / "shards").iterdir())
 
 
+@pytest.mark.release
 def test_a_run_from_a_store_is_the_run_on_the_folder(
     store: str, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +98,7 @@ def test_a_run_from_a_store_is_the_run_on_the_folder(
     assert main(["test", "--ckpt_path", "checkpoints/store/best.ckpt"]) == 0
 
 
+@pytest.mark.release
 def test_a_machine_keeps_as_much_as_it_may_and_fetches_each_shard_once(store: str, tmp_path: Path) -> None:
     folder = photo_root(store, tmp_path, LIMIT)
     found = decode_root(folder, list_photos(folder), 32)
