@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import fsspec
 import pytest
 
 CREDENTIALS = {
@@ -62,3 +63,8 @@ def upload(pack: Path, where: str, url: str, command: Sequence[str] = ()) -> Non
     """Copy a pack to bucket/prefix of a server."""
     environment = {**os.environ, **CREDENTIALS, "AWS_ENDPOINT_URL": url}
     subprocess.run([*command, sys.executable, "-c", UPLOAD, str(pack), where], env=environment, check=True)
+
+
+def forget_connections() -> None:
+    """Let the next store look for its credentials and its endpoint anew."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()

@@ -62,25 +62,6 @@ def temporary_cache_dir() -> Path:
     return folder
 
 
-def reserve(file: int, num_bytes: int) -> None:
-    """Make a file so long, with room on the disk: a memory map that runs out of room kills the process.
-
-    Args:
-        file: descriptor of an open file.
-        num_bytes: its new length.
-
-    Raises:
-        OSError: there is no room.
-    """
-    if hasattr(os, "posix_fallocate") and num_bytes:
-        try:
-            os.posix_fallocate(file, 0, num_bytes)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV):
-                raise  # those are of file systems that cannot reserve
-    os.ftruncate(file, num_bytes)
-
-
 def entry_lock(entry: Path, timeout: float = -1) -> AbstractContextManager[object]:
     """Return the lock that whoever changes or removes an entry must hold; none where there are no locks."""
     return FileLock(f"{entry}.lock", timeout, mode=LOCK_MODE) if has_locks(entry.parent) else nullcontext()

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from flowers_pl.core.files import replacing
+from flowers_pl.data.duplicates import FINGERPRINTS
 from flowers_pl.data.folder import Photo
 from flowers_pl.data.formats import get_limits
 
-VERSION = 3  # of what `decoding.py` and `duplicates.py` compute: a change there needs a new number here
+VERSION = 3  # of the files of an entry
 SHARD = 8192  # rows of a full shard
 DIGEST = 16  # bytes
 INDEX = "index.npz"
@@ -165,7 +166,7 @@ def settings_digest(size: int) -> bytes:
     Args:
         size: pixels a side.
     """
-    return _digest(repr((VERSION, SHARD, size, get_limits())))
+    return _digest(repr((VERSION, FINGERPRINTS, SHARD, size, get_limits())))
 
 
 def photo_keys(root: Path, photos: Sequence[Photo]) -> np.ndarray:

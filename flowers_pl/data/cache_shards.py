@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from flowers_pl.core.files import sync_file
+from flowers_pl.core.room import reserve
 from flowers_pl.data import cache_index
-from flowers_pl.data.cache_folder import reserve
 from flowers_pl.data.cache_index import Index, shard_lengths
 from flowers_pl.data.duplicates import THUMB
 

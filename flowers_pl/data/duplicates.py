@@ -17,6 +17,7 @@ from flowers_pl.data.decoding import resize_photo
 from flowers_pl.data.hash_search import NEAR_BITS
 from flowers_pl.data.near_duplicates import NEAR_CORRELATION, NearPictures, connected
 
+FINGERPRINTS = 1  # of what `decoding.py` and this file compute: a change there needs a new number here
 THUMB = 16  # pixels a side
 KEPT = "near.npz"  # in the folder of a cache entry: which photos are near
 RULE = repr((1, NEAR_BITS, NEAR_CORRELATION)).encode()  # what another rule made is not used

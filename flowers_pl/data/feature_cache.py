@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowers_pl.core.errors import reason_of
+from flowers_pl.core.room import reserve
 from flowers_pl.data.batches import Batch, CachedPhotos
-from flowers_pl.data.cache_folder import reserve
 from flowers_pl.data.sampling import BatchKey
 
 log = logging.getLogger(__name__)

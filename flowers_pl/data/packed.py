@@ -16,14 +16,13 @@ from flowers_pl.data.cache import DecodedPhotos, decode_photos
 from flowers_pl.data.cache_folder import default_cache_dir, temporary_cache_dir
 from flowers_pl.data.decoding import UnreadablePhoto
 from flowers_pl.data.draws import shard_order
+from flowers_pl.data.duplicates import FINGERPRINTS
 from flowers_pl.data.feature_cache import FeatureCache
 from flowers_pl.data.folder import UNREADABLE, LeftOut, Photo
 from flowers_pl.data.packed_pixels import PackedPixels, ReadingPlan
 from flowers_pl.packs.index import FILES, pixels_series, size_of
 from flowers_pl.packs.reader import Pack
 from flowers_pl.packs.roots import DEFAULT_LIMIT, find_pack, photo_root
-
-FINGERPRINTS = 1  # of what `decoding.py` and `duplicates.py` compute: a change there needs a new number here
 
 
 def folder_of(root: str, cache_dir: Path | None = None, limit: float = DEFAULT_LIMIT) -> Path:

@@ -16,10 +16,9 @@ from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import check_writable, replacing_folder
 from flowers_pl.core.text import printable
 from flowers_pl.data.decode_workers import Unreadable, content_digest, decode_rows
-from flowers_pl.data.duplicates import Fingerprint
+from flowers_pl.data.duplicates import FINGERPRINTS, Fingerprint
 from flowers_pl.data.folder import UNREADABLE, LeftOut, Photo, list_photos, split_folders
 from flowers_pl.data.formats import UnreadablePhoto
-from flowers_pl.data.packed import FINGERPRINTS
 from flowers_pl.data.sources import read_bytes
 from flowers_pl.packs.index import (
     FILES,

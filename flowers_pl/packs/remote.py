@@ -72,13 +72,6 @@ def check_address(address: str, option: str = "--data.root") -> None:
         raise FlowersError(f"{option}: {address!r} names no bucket; give {scheme}://<bucket>/<prefix>.")
 
 
-def forget_connections() -> None:
-    """Let the next store look for its credentials and its endpoint anew."""
-    import fsspec
-
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-
-
 class UnreachableError(FlowersError):
     """A store cannot be reached, which may pass."""
 

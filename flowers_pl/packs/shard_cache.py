@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import INCAPABLE, replacing, warn_once
+from flowers_pl.core.room import reserve
 from flowers_pl.packs.index import FileEntry
 from flowers_pl.packs.remote import Store
 
@@ -206,12 +207,5 @@ def _has_length(file: Path, num_bytes: int) -> bool:
 
 
 def _reserve(file: Path, num_bytes: int) -> None:
-    """Make a file of a length, with room on the disk where its file system can reserve it."""
     with file.open("wb") as stream:
-        if hasattr(os, "posix_fallocate") and num_bytes:
-            try:
-                os.posix_fallocate(stream.fileno(), 0, num_bytes)
-            except OSError as error:
-                if error.errno not in INCAPABLE:
-                    raise
-        os.ftruncate(stream.fileno(), num_bytes)
+        reserve(stream.fileno(), num_bytes)
