@@ -207,6 +207,29 @@ def test_a_shard_that_is_being_read_is_not_removed(store: str, tmp_path: Path) -
     assert not held.exists()
 
 
+def test_shards_are_listed_and_removed_but_for_those_that_are_being_read(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    folder = photo_root(store, tmp_path, LIMIT)
+    pixels = decoded_through_cache(folder).pixels
+    pixels[np.arange(50)]
+    kept = size_of(folder)
+    held, *others = shards_in(folder)
+    assert others
+    assert main(["cache", "--data.cache_dir", str(tmp_path)]) == 0
+    assert f"and shards of 1 pack, {kept / 1e6:.1f} MB.\n" in capsys.readouterr().out
+    with held.open("rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)
+        assert main(["cache", "--clear", "--data.cache_dir", str(tmp_path)]) == 0
+    assert shards_in(folder) == [held]
+    removed, *lines, left = capsys.readouterr().out.splitlines()
+    assert f"and shards of 1 pack, {(kept - held.stat().st_size) / 1e6:.1f} MB" in removed
+    assert lines[-1].endswith(f"{folder.name}, shards of a pack")
+    assert left.endswith(f"and shards of 1 pack, {held.stat().st_size / 1e6:.1f} MB.")
+    assert pixels[np.arange(50)].any()  # who reads the pack goes on
+
+
 def test_a_store_that_changes_or_lies_is_found_out(store: str, url: str, pack: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(pack, tmp_path / "other"))
     (shard, *_) = sorted(other.glob("*.tar"))

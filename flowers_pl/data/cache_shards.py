@@ -104,7 +104,7 @@ def row_bytes(size: int) -> int:
     return sum(width for _, width in _files(size)) + 4 * cache_index.DIGEST
 
 
-class ShardWriter:
+class RowWriter:
     """Appends rows to the shards of an entry. Nobody sees them before they are in its index.
 
     Args:

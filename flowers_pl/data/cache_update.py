@@ -16,7 +16,7 @@ from flowers_pl.data.cache_index import UNKNOWN, Index, shard_lengths
 from flowers_pl.data.cache_list import make_room
 from flowers_pl.data.cache_shards import (
     MappedPixels,
-    ShardWriter,
+    RowWriter,
     read_thumbs,
     remove_shards,
     row_bytes,
@@ -112,7 +112,7 @@ class Update:
         places = np.flatnonzero(rows == UNKNOWN).tolist()
         if places:
             make_room(self.entry, len(places) * row_bytes(self.size), limit)
-        writer = ShardWriter(self.entry, index, len(places), self.size, self.alone)
+        writer = RowWriter(self.entry, index, len(places), self.size, self.alone)
         end = saved = writer.first
         added = saved - index.num_rows + len(places)
         contents, digests, phashes = (
@@ -155,7 +155,7 @@ class Update:
         living = np.unique(index.rows[index.rows >= 0])
         moved = living[np.isin(living // cache_index.SHARD, sparse)]
         rest, number = index.without_shards(sparse)
-        writer = ShardWriter(self.entry, rest, len(moved), self.size, alone=True)
+        writer = RowWriter(self.entry, rest, len(moved), self.size, alone=True)
         thumbs = read_thumbs(self.entry, index)
         pixels = MappedPixels(self.entry, index, self.size) if self.size else None
         for row, old in enumerate(moved, writer.first):

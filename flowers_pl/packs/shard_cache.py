@@ -29,6 +29,7 @@ except ImportError:  # not on Windows, where a file that is open cannot be remov
 
 NUM_LOCKS = 64
 STAMPED = 2.0  # seconds between two notes that a shard is in use
+SHARDS = "shards"  # the folder, inside a pack's
 PART = ".part"  # ends the name of a file that is being fetched
 
 
@@ -50,14 +51,14 @@ class ShardCache:
         self._stamps: dict[str, float] = {}
         self._lock = Lock()
         try:
-            (folder / "shards").mkdir(parents=True, exist_ok=True)
+            (folder / SHARDS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
 
     def path_of(self, entry: FileEntry, shard: bool = False) -> Path:
         """Return where a file is, or will be."""
         suffix = Path(entry.name).suffix
-        return self.folder / ("shards" if shard else "") / f"{entry.digest}{suffix}"
+        return self.folder / (SHARDS if shard else "") / f"{entry.digest}{suffix}"
 
     def has(self, shard: FileEntry) -> bool:
         """Return whether a shard is here."""
@@ -73,7 +74,7 @@ class ShardCache:
         if _has_length(file, entry.num_bytes):
             return file
         try:
-            with self._lock_of(entry.digest):
+            with _lock_of(self.folder, entry.digest):
                 if not _has_length(file, entry.num_bytes):
                     self._fetch(entry, file, shard)
         except OSError as error:
@@ -126,7 +127,7 @@ class ShardCache:
         """Reserve room for a shard, after removing those that were not used for longest."""
         with FileLock(self.folder / "room.lock"):
             there = {}
-            for file in (self.folder / "shards").iterdir():
+            for file in (self.folder / SHARDS).iterdir():
                 with suppress(FileNotFoundError):
                     stat = file.stat()
                     there[file] = (stat.st_mtime, stat.st_size)
@@ -135,7 +136,7 @@ class ShardCache:
             for file in sorted(there, key=lambda file: there[file]):
                 if room >= 0:
                     break
-                if self._remove(file, entry):
+                if remove_shard(file, entry.digest):
                     room += there[file][1]
             if room < 0:
                 warn_once(
@@ -143,40 +144,6 @@ class ShardCache:
                     " at a time on this pack.", str(self.folder),
                 )  # fmt: skip
             _reserve(part, entry.num_bytes)
-
-    def _remove(self, file: Path, wanted: FileEntry) -> bool:
-        """Remove a shard that nobody reads, or what a killed process left of one; return whether it is gone.
-
-        Args:
-            file: to remove.
-            wanted: what is being fetched, under a lock that may serve `file` too.
-        """
-        if file.suffix == PART:
-            if _lock_number(file.name) == _lock_number(wanted.digest):
-                return False
-            try:
-                with self._lock_of(file.name).acquire(timeout=0):
-                    file.unlink(missing_ok=True)
-                return True
-            except TimeoutError:
-                return False
-        try:
-            handle = os.open(file, os.O_RDONLY)
-        except FileNotFoundError:
-            return True
-        try:
-            if fcntl is not None:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.unlink(missing_ok=True)
-        except OSError:
-            return False
-        finally:
-            os.close(handle)
-        return True
-
-    def _lock_of(self, name: str) -> FileLock:
-        file = self.folder / f"{_lock_number(name):02d}.lock"
-        return FileLock(file, thread_local=False, poll_interval=0.02)
 
     def _unwritable(self, error: OSError) -> FlowersError:
         return FlowersError(
@@ -193,6 +160,41 @@ def hold(handle: int) -> None:
         except OSError as error:
             if error.errno not in INCAPABLE:
                 raise
+
+
+def remove_shard(file: Path, fetched: str | None = None) -> bool:
+    """Remove a shard that nobody reads, or what a killed process left of one; return whether it is gone.
+
+    Args:
+        file: in the folder `shards` of a pack's.
+        fetched: digest of what this thread fetches, under a lock that may serve `file`, too.
+    """
+    if file.suffix == PART:
+        if fetched is not None and _lock_number(file.name) == _lock_number(fetched):
+            return False
+        try:
+            with _lock_of(file.parents[1], file.name).acquire(timeout=0):
+                file.unlink(missing_ok=True)
+            return True
+        except TimeoutError:
+            return False
+    try:
+        handle = os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.unlink(missing_ok=True)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def _lock_of(folder: Path, name: str) -> FileLock:
+    return FileLock(folder / f"{_lock_number(name):02d}.lock", thread_local=False, poll_interval=0.02)
 
 
 def _lock_number(name: str) -> int:
