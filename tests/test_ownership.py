@@ -107,7 +107,31 @@ def test_a_requeued_job_enters_its_run_wherever_it_runs_now(
     run.mkdir()
     (run / OWNER).write_text(owner(host="elsewhere", job="42"))
     monkeypatch.setenv("SLURM_JOB_ID", "42")
-    RunFolder.enter(run, resume=True).release()
+    RunFolder.enter(run, resume=False, restart=True).release()
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_restart_enters_the_run_of_its_own_job_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, killed: bool
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    first = RunFolder.enter(tmp_path / "run", resume=False, restart=True)
+    (first.path / LAST).touch()
+    first.release()
+    if killed:
+        (first.path / OWNER).write_text(owner(started="1", job="42"))
+    for job in ("43", None):
+        monkeypatch.setenv("SLURM_JOB_ID", job) if job else monkeypatch.delenv("SLURM_JOB_ID")
+        with pytest.raises(FlowersError, match="exists already"):
+            RunFolder.enter(first.path, resume=False, restart=True)
+    with pytest.raises(FlowersError, match="exists already"):
+        RunFolder.enter(first.path, resume=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    RunFolder.enter(first.path, resume=False, restart=True).release()
+    assert ("takes over" in caplog.text) == killed
+    monkeypatch.delenv("SLURM_JOB_ID")
+    RunFolder.enter(first.path, resume=True).release()  # by hand, at any time
+    assert not (first.path / OWNER).exists()
 
 
 def test_a_finished_run_is_entered_by_a_resume_only(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def run_folder(
         raise FlowersError(f"--run_name must be the name of a folder below {RUNS}, not {name!r}.")
     if first:
         now = f"{repeats.resolve().name}-refit" if repeats else time.strftime("%Y%m%d-%H%M%S")
-        owned = RunFolder.enter(RUNS / name, restarted()) if name else RunFolder.new(RUNS, now)
+        owned = RunFolder.enter(RUNS / name, False, restarted()) if name else RunFolder.new(RUNS, now)
     folder = owned.path if owned else RUNS / (name or "run")
     os.environ[RUN_NAME] = folder.name
     last = folder / LAST

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import replacing
 from flowers_pl.core.names import BEST, LAST, OWNER
 from flowers_pl.core.text import printable
 
@@ -50,19 +51,22 @@ class RunFolder:
         return folder
 
     @classmethod
-    def enter(cls, path: Path, resume: bool) -> RunFolder:
+    def enter(cls, path: Path, resume: bool, restart: bool = False) -> RunFolder:
         """Make the folder of a run, or enter it where it exists.
 
         Args:
             path: the folder.
-            resume: whether this is a resume, a restart or a requeue, which may find checkpoints there.
+            resume: whether this is a resume, which may find checkpoints there.
+            restart: whether this is a job that was restarted or requeued, which may find those of its own.
 
         Raises:
-            FlowersError: another process is running there, or it holds checkpoints and this is no resume.
+            FlowersError: another process is running there, or it holds checkpoints of another run.
         """
         folder = cls(path)
         made = folder._make()
-        if not (made or resume) and any((path / name).exists() for name in (BEST, LAST)):
+        last = None if made else _read(folder._file)
+        expected = resume or (restart and (not last or last.get("job") == _job()))
+        if not (made or expected) and any((path / name).exists() for name in (BEST, LAST)):
             raise FlowersError(
                 f"--run_name: {str(path)!r} exists already; choose another name, or resume with --ckpt_path"
                 f" {path / LAST}."
@@ -73,9 +77,16 @@ class RunFolder:
         return folder
 
     def release(self) -> None:
-        """Let others enter; remove the folder, and its parent if new, where nothing was written."""
+        """Let others enter; remove the folder, and its parent if new, where nothing was written.
+
+        A job leaves its name beside what it has saved, so that its restart is told from that of another.
+        """
         self._released.set()
-        self._file.unlink(missing_ok=True)
+        if (job := _job()) is not None and (self.path / LAST).exists():
+            with replacing(self._file) as unfinished:
+                unfinished.write_text(json.dumps({"job": job, "ended": True}), encoding="utf-8")
+        else:
+            self._file.unlink(missing_ok=True)
         for folder in (self.path, self.path.parent)[: 2 if self._made_parent else 1]:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -98,7 +109,8 @@ class RunFolder:
         if owner is None:
             return
         same_job = owner.get("job") is not None and owner.get("job") == _job()
-        if not same_job and _lives(self._file, owner):
+        ended = owner.get("ended") is True
+        if not (same_job or ended) and _lives(self._file, owner):
             raise _in_use(self.path, owner)
         old = self._file.with_name(f".{OWNER}-{os.getpid()}")
         try:
@@ -106,10 +118,11 @@ class RunFolder:
         except FileNotFoundError:
             raise _in_use(self.path, _read(self._file) or owner) from None
         old.unlink(missing_ok=True)
-        log.warning(
-            "%s: its last process (%s on %s) ended without a word; this one takes over.",
-            printable(str(self.path)), owner.get("process"), owner.get("host"),
-        )  # fmt: skip
+        if not ended:
+            log.warning(
+                "%s: its last process (%s on %s) ended without a word; this one takes over.",
+                printable(str(self.path)), owner.get("process"), owner.get("host"),
+            )  # fmt: skip
 
     def _own(self) -> None:
         """Write who owns the folder.
