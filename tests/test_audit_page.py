@@ -227,7 +227,7 @@ def test_on_a_phone_a_tap_opens_the_view(
         assert page.locator(".photo").evaluate_all(hidden) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_5000_findings_scroll(browser: Browser, tmp_path: Path) -> None:
     root, count = tmp_path / "photos", 5000
     (root / "rose").mkdir(parents=True)

@@ -311,7 +311,7 @@ def test_a_temperature_that_was_changed_is_one_sentence(home: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("flip", [pytest.param(False, marks=pytest.mark.release), True])
 def test_exports_hold_both(model: FlowerClassifier, tmp_path: Path, flip: bool) -> None:
     pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
     pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")

@@ -168,7 +168,7 @@ def test_two_names_for_one_file_are_refused(root: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("kill", [pytest.param(signal.SIGKILL, marks=pytest.mark.release), signal.SIGTERM])
 def test_a_kill_leaves_no_half_folder(root: Path, kill: signal.Signals) -> None:
     decide(root, ("rose/1.jpg", "exclude", ""))
     for number in range(3000):

@@ -148,6 +148,7 @@ def test_any_number_of_processes_gives_the_same_run(
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
+@pytest.mark.release
 def test_several_processes_train_the_strong_recipe_as_one_does(tmp_path: Path, drawings: Path) -> None:
     """By one rule for all ranks: rates by depth, AdamW, warm-up, cosine, clipping and the average."""
     for number, strategy in ((1, "auto"), (2, "ddp")):

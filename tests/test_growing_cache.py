@@ -292,7 +292,7 @@ def another(root: Path, killed_at: int = 0) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "killed_at", [pytest.param(2, marks=pytest.mark.slow), 7, pytest.param(11, marks=pytest.mark.slow)]
+    "killed_at", [pytest.param(2, marks=pytest.mark.release), 7, pytest.param(11, marks=pytest.mark.release)]
 )
 def test_a_killed_process_loses_its_shard_at_most(root: Path, decodes: list[int], killed_at: int) -> None:
     process = another(root, killed_at)

@@ -141,7 +141,7 @@ def test_a_duplicate_does_not_vouch_for_a_wrong_label() -> None:
     assert set(copies.tolist()) <= {suspect.row for suspect in find_suspects(probabilities["t"], given)}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(900)
 def test_of_173_wrong_labels_among_real_photos_127_are_suspects_and_of_the_first_100_suspects_85_are_wrong(
     real_photos: Path, real_weights: Path
