@@ -277,7 +277,10 @@ def test_two_processes_write_the_table_of_one_and_go_on_after_one_is_killed(home
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("batch_size", ["3", "64"])  # with 64 the second process has no photo
+@pytest.mark.parametrize(
+    "batch_size",
+    ["3", pytest.param("64", marks=pytest.mark.release)],  # with 64 the second has no photo
+)
 def test_test_and_validate_by_two_processes_are_exact(home: Path, batch_size: str) -> None:
     said: dict[tuple[str, str], str] = {}
     left_by: dict[str, list[bytes]] = {}

@@ -182,7 +182,7 @@ def test_its_other_uses_work(home: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("inside", [pytest.param(False, marks=pytest.mark.release), True])
 def test_it_resumes_as_any_run_also_without_the_run_that_it_repeats(home: Path, inside: bool) -> None:
     part, away = Path("checkpoints/part"), Path("away")
     stop = ["--trainer.max_steps", "10"] if inside else ["--trainer.max_epochs", "1"]

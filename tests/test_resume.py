@@ -43,7 +43,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, drawings: Path) -> Iterator[P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("epochs", [1, 2, 3])  # in stage 1, at the boundary, in stage 2
+@pytest.mark.parametrize(
+    "epochs", [pytest.param(1, marks=pytest.mark.release), 2, pytest.param(3, marks=pytest.mark.release)]
+)  # in stage 1, at the boundary, in stage 2
 def test_a_resumed_run_ends_as_if_never_stopped(home: Path, epochs: int) -> None:
     run = home / "checkpoints" / "parts"
     stop = ["--trainer.max_epochs", str(epochs)]

@@ -146,7 +146,10 @@ def test_clipped_gradients_train_too() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [2, 12])  # before the first validation, and inside stage 2
+@pytest.mark.parametrize(
+    "steps",
+    [pytest.param(2, marks=pytest.mark.release), 12],  # before validation, and in stage 2
+)
 def test_a_run_of_few_steps_is_saved_and_resumed_as_if_never_stopped(
     caplog: pytest.LogCaptureFixture, steps: int
 ) -> None:

@@ -274,7 +274,15 @@ def test_a_run_says_which_epoch_it_kept(home: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [2, 7, 12, 17])  # inside each of the four epochs
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(2, marks=pytest.mark.release),
+        pytest.param(7, marks=pytest.mark.release),
+        12,
+        pytest.param(17, marks=pytest.mark.release),
+    ],
+)  # inside each of the four epochs
 def test_a_run_stopped_inside_an_epoch_goes_on_as_if_never_stopped(home: Path, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         hook = sends(signal.SIGTERM, step)

@@ -104,23 +104,26 @@ def go_on(whole: Whole, part: Path) -> None:
 # ---------------------------------------------------------------- SIGKILL
 
 
+LATER = {"marks": pytest.mark.release}
+
+
 @pytest.mark.parametrize(
     ("moment", "which"),
     [
-        ("on_fit_start", 0),
-        ("before rename to config.yaml", 0),
+        pytest.param("on_fit_start", 0, **LATER),
+        pytest.param("before rename to config.yaml", 0, **LATER),
         ("half written", 0),  # there is no checkpoint yet
         ("on_before_optimizer_step", 3),  # stage 1, inside an epoch
-        ("on_validation_batch_end", 0),
-        ("half written", 2),  # the first best.ckpt
+        pytest.param("on_validation_batch_end", 0, **LATER),
+        pytest.param("half written", 2, **LATER),  # the first best.ckpt
         ("after rename to best.ckpt", 0),  # best.ckpt is ahead of last.ckpt
-        ("before rename to last.ckpt", 2),
+        pytest.param("before rename to last.ckpt", 2, **LATER),
         ("on_train_epoch_end", 1),  # the boundary
-        ("on_train_epoch_start", 2),
+        pytest.param("on_train_epoch_start", 2, **LATER),
         ("on_after_backward", 11),  # stage 2
-        ("half written", -1),
-        ("before fsync", -1),
-        ("after rename to last.ckpt", -1),  # trained, but not concluded
+        pytest.param("half written", -1, **LATER),
+        pytest.param("before fsync", -1, **LATER),
+        pytest.param("after rename to last.ckpt", -1, **LATER),  # trained, but not concluded
     ],
 )
 def test_a_killed_run_goes_on_as_if_never_stopped(whole: Whole, part: Path, moment: str, which: int) -> None:
@@ -133,10 +136,10 @@ def test_a_killed_run_goes_on_as_if_never_stopped(whole: Whole, part: Path, mome
 @pytest.mark.parametrize(
     ("moment", "which"),
     [
-        ("on_before_optimizer_step", 3),  # stage 1, inside an epoch
-        ("on_train_epoch_end", 1),  # the boundary
+        pytest.param("on_before_optimizer_step", 3, **LATER),  # stage 1, inside an epoch
+        pytest.param("on_train_epoch_end", 1, **LATER),  # the boundary
         ("on_after_backward", 13),  # stage 2, inside an epoch, while the rates warm up
-        ("half written", -1),
+        pytest.param("half written", -1, **LATER),
     ],
 )
 def test_a_killed_run_with_a_schedule_goes_on_as_if_never_stopped(
@@ -148,6 +151,7 @@ def test_a_killed_run_with_a_schedule_goes_on_as_if_never_stopped(
     go_on(strong, strong_part)
 
 
+@pytest.mark.release
 def test_a_run_killed_at_any_time_and_again_goes_on(whole: Whole, part: Path) -> None:
     chance = random.Random(0)
     fit([*whole.args, "part"], whole.home, killed_after=chance.uniform(0, whole.seconds))
@@ -242,7 +246,9 @@ def test_a_full_disk_ends_a_run_with_one_sentence_and_nothing_lost(whole: Whole,
     go_on(whole, part)
 
 
-@pytest.mark.parametrize("after", [0.0, 0.02, 0.3])  # seconds: as the processes are forked, and later
+@pytest.mark.parametrize(
+    "after", [0.0, pytest.param(0.02, **LATER), pytest.param(0.3, **LATER)]
+)  # seconds: as the processes are forked, and later
 def test_ctrl_c_while_photos_are_decoded_says_no_more_than_that(tmp_path: Path, after: float) -> None:
     """A terminal sends it to the processes that decode, too."""
     Image.effect_noise((700, 700), 50).convert("RGB").save(tmp_path / "photo.jpg")

@@ -160,7 +160,7 @@ def test_weak_photos_are_as_in_validation_but_for_crop_flip_and_colours() -> Non
     assert Augmentation(weak_epochs=3).weakened().crop == 1
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_killed_run_goes_on_as_if_never_stopped(home: Path) -> None:
     """Killed inside the weak last epoch of stage 2, and saved inside the epochs too."""
     args = ["--config", "strong.yaml", "--save_every_n_steps", "2", "--run_name"]

@@ -334,7 +334,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return made
 
 
-@pytest.mark.parametrize("quantize", [[], ["--quantize", "int8"]], ids=["float32", "int8"])
+@pytest.mark.parametrize(
+    "quantize",
+    [
+        pytest.param([], id="float32"),
+        pytest.param(["--quantize", "int8"], id="int8", marks=pytest.mark.release),
+    ],
+)
 @pytest.mark.slow
 def test_the_command_writes_a_small_page(quantize: list[str], run: Path, runtime: Path, browser: Any) -> None:
     (run / "web").mkdir()
