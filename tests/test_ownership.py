@@ -26,6 +26,7 @@ def owner(**changes: object) -> str:
     mine = {
         "host": socket.gethostname(),
         "process": process,
+        "processes": ownership._process_space(),
         "started": ownership._started(process),
         "job": None,
     }
@@ -132,6 +133,78 @@ def test_a_restart_enters_the_run_of_its_own_job_alone(
     monkeypatch.delenv("SLURM_JOB_ID")
     RunFolder.enter(first.path, resume=True).release()  # by hand, at any time
     assert not (first.path / OWNER).exists()
+
+
+def test_a_second_command_of_a_job_does_not_take_a_run_from_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    first = RunFolder.enter(tmp_path / "run", resume=False)
+    for restart in (False, True):
+        with pytest.raises(FlowersError, match="under way"):
+            RunFolder.enter(first.path, resume=True, restart=restart)
+    first.release()
+
+
+def test_of_many_that_succeed_a_dead_owner_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have seen the dead owner before any of them takes its place."""
+    run, barrier, lives = tmp_path / "run", Barrier(8), ownership._lives
+    run.mkdir()
+    (run / OWNER).write_text(owner(started="1"))
+
+    def seen(file: Path, found: dict[str, object]) -> bool:
+        alive = lives(file, found)
+        barrier.wait()
+        return alive
+
+    monkeypatch.setattr(ownership, "_lives", seen)
+
+    def enter(_: int) -> RunFolder | None:
+        try:
+            return RunFolder.enter(run, resume=True)
+        except FlowersError:
+            return None
+
+    with ThreadPoolExecutor(8) as threads:
+        (one,) = [found for found in threads.map(enter, range(8)) if found]
+    assert json.loads((run / OWNER).read_text())["token"] == one._token
+    one.release()
+    assert not run.exists()
+
+
+def test_processes_that_are_numbered_apart_are_told_by_their_last_touch(tmp_path: Path) -> None:
+    """In a container the number of a process outside may be another's, or nobody's."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / OWNER).write_text(owner(processes="pid:[1]", started="1"))
+    with pytest.raises(FlowersError, match="under way"):
+        RunFolder.enter(run, resume=True)
+    os.utime(run / OWNER, (1, 1))
+    RunFolder.enter(run, resume=True).release()
+
+
+ASLEEP = """
+import sys, time
+from pathlib import Path
+from flowers_pl.runs import ownership
+ownership.HEARTBEAT = 0.1
+ownership.RunFolder.enter(Path(sys.argv[1]), resume=False)
+print("owns", flush=True)
+time.sleep(60)
+"""
+
+
+def test_an_owner_that_was_taken_for_dead_ends(tmp_path: Path) -> None:
+    """It was suspended, for example, and another machine resumed its run."""
+    command = [sys.executable, "-c", ASLEEP, str(tmp_path / "run")]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "owns\n"
+    (tmp_path / "run" / OWNER).write_text(owner(token="another"))
+    _, said = first.communicate(timeout=30)
+    assert first.returncode == 1
+    assert "another process took over this run" in said
+    assert json.loads((tmp_path / "run" / OWNER).read_text())["token"] == "another"
 
 
 def test_a_finished_run_is_entered_by_a_resume_only(tmp_path: Path) -> None:

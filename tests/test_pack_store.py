@@ -28,6 +28,7 @@ from flowers_pl.data.packed import ShardOrder, decode_root
 from flowers_pl.data.packed_pixels import PackedPixels, ReadingPlan
 from flowers_pl.data.packing import pack_folder
 from flowers_pl.packs import remote
+from flowers_pl.packs.reader import fetch_pack
 from flowers_pl.packs.remote import Store, check_address
 from flowers_pl.packs.roots import find_pack, photo_root
 
@@ -230,6 +231,23 @@ def test_shards_are_listed_and_removed_but_for_those_that_are_being_read(
     assert pixels[np.arange(50)].any()  # who reads the pack goes on
 
 
+def test_a_pack_that_is_replaced_leaves_no_tables(
+    store: str, url: str, pack: Path, drawings: Path, tmp_path: Path
+) -> None:
+    upload(pack, "photos/replaced", url)
+    folder = photo_root("s3://photos/replaced", tmp_path)
+    decode_root(folder, list_photos(folder), 32)
+    before = {file.name for file in folder.glob("*.*") if file.suffix in (".npy", ".txt", ".json")}
+    few = Path(shutil.copytree(drawings, tmp_path / "photos"))
+    next(few.glob("*/*.png")).unlink()
+    pack_folder(few, tmp_path / "new", [32], workers=0)
+    upload(tmp_path / "new", "photos/replaced", url)
+    assert len(fetch_pack(folder, "s3://photos/replaced", 10**9)) == 49
+    after = {file.name for file in folder.glob("*.*") if file.suffix in (".npy", ".txt", ".json")}
+    assert len(after) == len(before)
+    assert after & before == {"index.json", *(name for name in before if name.endswith(".json"))}
+
+
 def test_a_store_that_changes_or_lies_is_found_out(store: str, url: str, pack: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(pack, tmp_path / "other"))
     (shard, *_) = sorted(other.glob("*.tar"))
@@ -304,14 +322,14 @@ def test_what_cannot_be_reached_is_said_in_a_sentence(
 def test_a_short_outage_is_outlived(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = photo_root(store, tmp_path)
     found = decode_root(folder, list_photos(folder), 32)
-    there, failures = Store._range, [OSError("gone"), OSError("gone")]
+    there, failures = Store._blocks, [OSError("gone"), OSError("gone")]
 
-    def unreliable(self: Store, *args: Any) -> bytes:
+    def unreliable(self: Store, *args: Any) -> Iterator[bytes]:
+        yield from there(self, *args)  # what was written before the failure is written anew
         if failures:
             raise self._fault("", failures.pop())
-        return there(self, *args)
 
-    monkeypatch.setattr(Store, "_range", unreliable)
+    monkeypatch.setattr(Store, "_blocks", unreliable)
     monkeypatch.setattr(remote, "PATIENCE", (0.0, 0.0))
     assert found.pixels[np.arange(50)].any()
     assert not failures
@@ -325,7 +343,9 @@ def test_an_address_of_another_kind_is_refused(address: str) -> None:
         check_address(address)
 
 
-def test_packs_are_read_over_http_too(pack: Path, tmp_path: Path) -> None:
+def test_packs_are_read_over_http_too(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own server sends whole files only."""
+    monkeypatch.setattr(remote, "BLOCK", 4096)
     port = free_port()
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "-d", str(pack.parent)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -341,6 +361,10 @@ def test_packs_are_read_over_http_too(pack: Path, tmp_path: Path) -> None:
         here = decode_root(pack, list_photos(pack), 32)
         assert np.array_equal(found.pixels[np.arange(50)], here.pixels[np.arange(50)])
         assert "there is no" in fails(f"http://127.0.0.1:{port}/nothing", tmp_path)
+        few = photo_root(f"http://127.0.0.1:{port}/pack", tmp_path / "few", LIMIT)
+        apart = decode_root(few, list_photos(few), 32)
+        with pytest.raises(FlowersError, match="does not send parts of files"):
+            apart.pixels[np.arange(50)]
     finally:
         server.kill()
         server.wait()

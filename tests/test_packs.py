@@ -133,14 +133,17 @@ def test_folders_train_and_val_stay_the_split(tmp_path: Path) -> None:
 
 
 def test_the_command_line_packs_and_refuses(
-    drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     out = str(tmp_path / "out")
     assert main(["pack", str(drawings), out, "--image_size", "32", "--workers", "0"]) == 0
     for args, said in (
         ([str(drawings), out], "--out: "),
         ([str(drawings), str(drawings / "inside")], "inside --root"),
         ([out, str(tmp_path / "again")], "is a pack already"),
+        ([str(drawings), "."], "name a new folder inside it"),
         ([str(drawings)], "pack DIR OUT"),
         ([str(drawings), "s3://bucket/photos"], "aws s3 sync"),
         ([str(tmp_path / "nothing"), str(tmp_path / "again")], "there is no folder"),
@@ -229,6 +232,16 @@ def test_a_pickled_table_is_not_unpickled(copy: Path, name: str, tmp_path: Path)
     assert not executed.exists()
 
 
+def test_a_table_that_is_an_archive_is_refused(copy: Path) -> None:
+    before = (copy / PHOTOS).stat().st_size
+    with (copy / PHOTOS).open("wb") as stream:
+        np.savez(stream, table=np.zeros(50, np.dtype("u1")))
+        stream.write(bytes(before - stream.tell()))
+    reseal(copy)
+    with pytest.raises(FlowersError, match="is damaged"):
+        decoded(copy)
+
+
 def spoil_index(pack: Path, change: Callable[[Any], object]) -> None:
     found = json.loads((pack / INDEX).read_text())
     change(found)
@@ -244,6 +257,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "classes": lambda found: found.update(classes=3),
     "a class of controls": lambda found: found["classes"].__setitem__(0, "\x1b[2J"),
     "sides": lambda found: found.update(sides={"train": ["x"]}),
+    "a side outside": lambda found: found.update(sides={"/tmp": "test", "train": "train"}),
     "a foreign encoding": lambda found: found["series"].update(pickle=found["series"]["pixels-32"]),
     "a huge size": lambda found: found["series"].update({"pixels-9999": found["series"]["pixels-32"]}),
     "a name": lambda found: found["series"].update({"../pixels-32": found["series"]["pixels-32"]}),

@@ -104,26 +104,26 @@ def go_on(whole: Whole, part: Path) -> None:
 # ---------------------------------------------------------------- SIGKILL
 
 
-LATER = {"marks": pytest.mark.release}
+LATER = pytest.mark.release
 
 
 @pytest.mark.parametrize(
     ("moment", "which"),
     [
-        pytest.param("on_fit_start", 0, **LATER),
-        pytest.param("before rename to config.yaml", 0, **LATER),
+        pytest.param("on_fit_start", 0, marks=LATER),
+        pytest.param("before rename to config.yaml", 0, marks=LATER),
         ("half written", 0),  # there is no checkpoint yet
         ("on_before_optimizer_step", 3),  # stage 1, inside an epoch
-        pytest.param("on_validation_batch_end", 0, **LATER),
-        pytest.param("half written", 2, **LATER),  # the first best.ckpt
+        pytest.param("on_validation_batch_end", 0, marks=LATER),
+        pytest.param("half written", 2, marks=LATER),  # the first best.ckpt
         ("after rename to best.ckpt", 0),  # best.ckpt is ahead of last.ckpt
-        pytest.param("before rename to last.ckpt", 2, **LATER),
+        pytest.param("before rename to last.ckpt", 2, marks=LATER),
         ("on_train_epoch_end", 1),  # the boundary
-        pytest.param("on_train_epoch_start", 2, **LATER),
+        pytest.param("on_train_epoch_start", 2, marks=LATER),
         ("on_after_backward", 11),  # stage 2
-        pytest.param("half written", -1, **LATER),
-        pytest.param("before fsync", -1, **LATER),
-        pytest.param("after rename to last.ckpt", -1, **LATER),  # trained, but not concluded
+        pytest.param("half written", -1, marks=LATER),
+        pytest.param("before fsync", -1, marks=LATER),
+        pytest.param("after rename to last.ckpt", -1, marks=LATER),  # trained, but not concluded
     ],
 )
 def test_a_killed_run_goes_on_as_if_never_stopped(whole: Whole, part: Path, moment: str, which: int) -> None:
@@ -136,10 +136,10 @@ def test_a_killed_run_goes_on_as_if_never_stopped(whole: Whole, part: Path, mome
 @pytest.mark.parametrize(
     ("moment", "which"),
     [
-        pytest.param("on_before_optimizer_step", 3, **LATER),  # stage 1, inside an epoch
-        pytest.param("on_train_epoch_end", 1, **LATER),  # the boundary
+        pytest.param("on_before_optimizer_step", 3, marks=LATER),  # stage 1, inside an epoch
+        pytest.param("on_train_epoch_end", 1, marks=LATER),  # the boundary
         ("on_after_backward", 13),  # stage 2, inside an epoch, while the rates warm up
-        pytest.param("half written", -1, **LATER),
+        pytest.param("half written", -1, marks=LATER),
     ],
 )
 def test_a_killed_run_with_a_schedule_goes_on_as_if_never_stopped(
@@ -247,7 +247,7 @@ def test_a_full_disk_ends_a_run_with_one_sentence_and_nothing_lost(whole: Whole,
 
 
 @pytest.mark.parametrize(
-    "after", [0.0, pytest.param(0.02, **LATER), pytest.param(0.3, **LATER)]
+    "after", [0.0, pytest.param(0.02, marks=LATER), pytest.param(0.3, marks=LATER)]
 )  # seconds: as the processes are forked, and later
 def test_ctrl_c_while_photos_are_decoded_says_no_more_than_that(tmp_path: Path, after: float) -> None:
     """A terminal sends it to the processes that decode, too."""

@@ -20,7 +20,12 @@ UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
 def run(args: list[str]) -> None:
     """List the decoded photos and the shards of packs, or remove those that no process uses."""
     options = Options("cache", SUMMARIES["cache"])
-    options.add("data.cache_dir", str | None, None, "Folder of decoded photos; default ~/.cache/flowers_pl.")
+    options.add(
+        "data.cache_dir",
+        str | None,
+        None,
+        "Folder of decoded photos and shards; default ~/.cache/flowers_pl.",
+    )
     options.parser.add_argument(
         "--clear", action="store_true", help="Remove the decoded photos and shards that no process uses."
     )

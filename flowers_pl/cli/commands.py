@@ -12,5 +12,5 @@ SUMMARIES = {
     "export": "Write the final model for use elsewhere, checked against its checkpoint, and a model card.",
     "serve": "Classify pictures on a page in the browser, and for other programs by HTTP.",
     "pack": "Put a folder of photos into shards, for training from an object store or without a cache.",
-    "cache": "List the decoded photos that are kept between runs, or remove them.",
+    "cache": "List the decoded photos and shards of packs that are kept between runs, or remove them.",
 }

@@ -36,7 +36,7 @@ def run_folder(
     first = not getattr(rank_zero_only, "rank", 0) and not settings.trainer.fast_dev_run
     if checkpoint is not None:
         check_writable(checkpoint.parent)
-        owned = RunFolder.enter(checkpoint.parent, resume=True) if first else None
+        owned = RunFolder.enter(checkpoint.parent, True, restarted()) if first else None
         return checkpoint.parent, owned, checkpoint
     if first:
         check_writable(RUNS)

@@ -35,7 +35,8 @@ def serve(
 
     Args:
         ckpt_path: the checkpoint; null for the newest best.ckpt.
-        exported: a .onnx, .pt2 or .pte that export wrote, in place of a checkpoint; it has no heat maps.
+        exported: a .onnx, .pt2 or .pte that export wrote, in place of a checkpoint; only the .onnx of
+            --format web has heat maps.
         host: the address to listen at; any but this machine's own needs a token.
         port: the port; 0 for any that is free.
         token: what every request must show, at least 16 characters; better given as FLOWERS_PL_TOKEN in the
@@ -43,10 +44,11 @@ def serve(
         names: further names by which the server is reached, such as that of a proxy before it.
         certfile: a certificate as a PEM file, for https.
         keyfile: its key, where the PEM file has none.
-        max_bytes: of a request.
-        max_pixels: of a picture; a JPEG of up to 64 times as many is read at a reduced scale.
-        max_files: pictures in a request.
-        max_requests: under way at a time; half as many from one address.
+        max_bytes: most bytes that a request may have.
+        max_pixels: most pixels that a picture may have; a JPEG of up to 64 times as many is read at a reduced
+            scale.
+        max_files: most pictures that a request may have.
+        max_requests: most requests under way at a time; half as many from one address.
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise FlowersError(f"{missing[0]} must be installed for this; run: pip install 'flowers_pl[serve]'.")

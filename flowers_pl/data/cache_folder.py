@@ -19,12 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from flowers_pl.core.files import INCAPABLE, warn_incapable
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where a file that is mapped cannot be removed anyway
-    fcntl = None  # type: ignore[assignment]
+from flowers_pl.core.locks import has_locks, hold, take
 
 USED = "used"
 LOCK_MODE = 0o666  # whoever can write to the folder can wait for its lock
@@ -67,25 +62,6 @@ def entry_lock(entry: Path, timeout: float = -1) -> AbstractContextManager[objec
     return FileLock(f"{entry}.lock", timeout, mode=LOCK_MODE) if has_locks(entry.parent) else nullcontext()
 
 
-def has_locks(folder: Path) -> bool:
-    """Return whether the file system of a folder has locks.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
-    if fcntl is None:
-        return True
-    with tempfile.TemporaryFile(dir=folder) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in INCAPABLE:
-                raise
-            warn_incapable("lock files; run one command at a time on these photos", error)
-            return False
-    return True
-
-
 class Hold:
     """Keeps an entry in use as long as this object lives.
 
@@ -98,9 +74,8 @@ class Hold:
 
     def __init__(self, entry: Path) -> None:
         self.used, self._path = (entry / USED).open("rb"), entry / USED
-        if fcntl is not None:
-            with suppress(OSError):  # a file system without locks: the entry only seems to be unused
-                fcntl.flock(self.used, fcntl.LOCK_SH)  # waits while the entry is removed
+        with suppress(OSError):  # without locks, the entry only seems to be unused
+            hold(self.used.fileno())  # waits while the entry is removed
         with suppress(OSError):  # another user's
             os.utime(self._path)
 
@@ -122,11 +97,7 @@ def without_readers(folder: Path) -> Iterator[bool]:
     with ExitStack() as stack:
         with suppress(OSError):  # there is no such file, or there are no locks
             used = stack.enter_context((folder / USED).open("rb"))
-            try:
-                if fcntl is not None:
-                    fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                unused = False
+            unused = take(used.fileno())
         yield unused
 
 

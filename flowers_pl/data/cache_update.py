@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from flowers_pl.core.locks import has_locks
 from flowers_pl.data import cache_index
-from flowers_pl.data.cache_folder import LEFT_ALONE, USED, has_locks, remove_entry
+from flowers_pl.data.cache_folder import LEFT_ALONE, USED, remove_entry
 from flowers_pl.data.cache_index import UNKNOWN, Index, shard_lengths
 from flowers_pl.data.cache_list import make_room
 from flowers_pl.data.cache_shards import (

@@ -48,8 +48,9 @@ class FlowersDataModule(L.LightningDataModule):
             default `image_size`, at which validation photos are read in any case.
         review: a CSV file of decisions on photos, as the page of 'audit' saves it; `exclude` wins over it.
         augmentation: how far training photos may be changed.
-        balance: against classes of unequal size: 'sampler' shows as many photos of each class in an epoch,
-            'loss' weighs the training losses so that each class counts the same. Validation is not changed.
+        balance: against classes of unequal size: 'sampler' shows equally many photos of each class in an
+            epoch, 'loss' weights the training losses so that each class counts the same. Validation is not
+            changed.
         soft_labels: a CSV file, as 'teach' or 'predict' writes it, with probabilities of training photos, to
             be mixed into their labels.
         soft_labels_weight: their share of what is trained on; the rest is the photos' own labels.

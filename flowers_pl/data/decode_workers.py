@@ -25,6 +25,7 @@ from flowers_pl.data.formats import get_limits, set_limits
 from flowers_pl.data.sources import read_bytes
 
 log = logging.getLogger(__name__)
+AT_ONCE = 4096  # files whose digests are waited for together
 CHUNK = 16  # photos that a worker decodes before it reports
 
 
@@ -66,9 +67,9 @@ def digest_files(root: Path, photos: Sequence[Photo], workers: int | None) -> li
 
     threads = ThreadPoolExecutor(workers or available_cores(), thread_name_prefix="digest")
     try:
-        digests = threads.map(digest, photos)
-        bar = tqdm(digests, "Comparing files", len(photos), unit="file", leave=False, disable=None)
-        return list(bar)
+        groups = (photos[start : start + AT_ONCE] for start in range(0, len(photos), AT_ONCE))
+        digests = (found for group in groups for found in threads.map(digest, group))
+        return list(tqdm(digests, "Comparing files", len(photos), unit="file", leave=False, disable=None))
     finally:
         threads.shutdown(cancel_futures=True)
 
@@ -117,7 +118,7 @@ def decode_rows(
             raise
         raise FlowersError(
             "A process that decoded photos was killed, perhaps because memory ran out; give a smaller number"
-            " of --data.workers, or 0 to decode in the main process."
+            " of workers (--data.workers, or --workers of pack), or 0 to decode in the main process."
         ) from error
 
 

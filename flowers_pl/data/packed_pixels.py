@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Condition, Thread
 from typing import Any
 
@@ -46,7 +47,7 @@ class PackedPixels:
         self._plans: list[ReadingPlan] = []
         self._change = Condition()
 
-    @property
+    @cached_property
     def window(self) -> int:
         """How many shards may be read in turns: all, or a third of those that this machine may keep.
 

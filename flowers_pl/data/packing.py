@@ -14,6 +14,7 @@ import numpy as np
 
 from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import check_writable, replacing_folder
+from flowers_pl.core.room import reserve
 from flowers_pl.core.text import printable
 from flowers_pl.data.decode_workers import Unreadable, content_digest, decode_rows
 from flowers_pl.data.duplicates import FINGERPRINTS, Fingerprint
@@ -89,6 +90,7 @@ def pack_folder(
     Raises:
         FlowersError: the folder is not usable, or the pack cannot be written.
     """
+    out = out.resolve()
     _check(root, out, sizes, workers)
     photos = list_photos(root, "--root")
     order = np.argsort(np.random.Philox(key=0).random_raw(len(photos)), kind="stable")
@@ -124,7 +126,9 @@ def _check(root: Path, out: Path, sizes: Sequence[int], workers: int | None) -> 
         raise FlowersError(f"--root: {str(root)!r} is a pack already; give a folder of photos.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FlowersError(f"--out: {str(out)!r} is not an empty folder; choose another.")
-    if out.resolve().is_relative_to(root.resolve()):
+    if out.is_mount() or out == Path.cwd():
+        raise FlowersError(f"--out: {str(out)!r} cannot be replaced as a whole; name a new folder inside it.")
+    if out.is_relative_to(root.resolve()):
         raise FlowersError(
             f"--out: {str(out)!r} is inside --root, where it would count as photos; choose another."
         )
@@ -156,6 +160,8 @@ def _write_group(
     if size is not None:
         shape = (len(group), size, size, 3)
         np.lib.format.open_memmap(scratch, mode="w+", dtype=np.uint8, shape=shape).flush()
+        with scratch.open("r+b") as file:
+            reserve(file.fileno(), scratch.stat().st_size)
     write = None if size is None else partial(_write_pixels, scratch)
     decoded = list(decode_rows(root, members, size or 32, write, 0, workers))
     pixels = None if size is None else np.load(scratch, mmap_mode="r")

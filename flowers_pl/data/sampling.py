@@ -76,7 +76,7 @@ class BatchSampler(Sampler[BatchKey]):
         position: returns the epoch and the batch to start with, when iteration starts (for a resume inside an
             epoch).
         labels: int64 (photos,): their classes; needed to balance them.
-        balance: 'sampler' shows as many photos of each class, 'loss' weighs their losses.
+        balance: 'sampler' shows equally many photos of each class, 'loss' weights their losses.
         reading: changes the order for photos that are read from shards; None for others.
 
     >>> [key.rows.tolist() for key in BatchSampler(5, batch_size=2)]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flowers_pl.core.errors import FlowersError, reason_of
+from flowers_pl.core.locks import hold
 from flowers_pl.packs.index import (
     INDEX,
     LEFT_OUT,
@@ -32,7 +33,7 @@ from flowers_pl.packs.index import (
     split_paths,
 )
 from flowers_pl.packs.remote import Store
-from flowers_pl.packs.shard_cache import ShardCache, hold
+from flowers_pl.packs.shard_cache import ShardCache
 
 _OPEN = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO would block
 
@@ -73,7 +74,11 @@ class Pack:
     @cached_property
     def paths(self) -> list[str]:
         """The photos' paths below the folder that was packed, sorted."""
-        return split_paths(self._file(PATHS).read_bytes(), self.table["path"], self.where)
+        paths = split_paths(self._file(PATHS).read_bytes(), self.table["path"], self.where)
+        sides = self.index.sides
+        if sides and not all(path.partition("/")[0] in sides for path in paths):
+            raise damaged(self.where, f"{PATHS} names a folder that is on no side of the split")
+        return paths
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -194,4 +199,5 @@ def fetch_pack(folder: Path, address: str, limit: int) -> Pack:
         cache.fetch(entry)
     if not (folder / INDEX).is_file() or (folder / INDEX).read_bytes() != content:
         cache.write(INDEX, content)
+        cache.forget(index.files())
     return Pack(folder, cache)

@@ -11,13 +11,16 @@ import hashlib
 import logging
 import re
 import time
+from collections.abc import Callable, Iterator
 from functools import cached_property
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.packs.index import MAX_INDEX, FileEntry, damaged
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 SCHEMES = {
     "s3": ("flowers_pl[s3]", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"),
@@ -29,6 +32,7 @@ SCHEMES = {
 }
 """Scheme -> what to install, and where credentials belong. Tried: s3 and http."""
 BLOCK = 2**23  # bytes that are asked for at once
+SILENCE = 60.0  # seconds without a byte after which an HTTP server cannot be reached
 PATIENCE = (1.0, 4.0, 15.0, 60.0)  # seconds before a shard is asked for again: a run outlives a short outage
 S3_OPTIONS = {
     "use_listings_cache": False,
@@ -95,7 +99,7 @@ class Store:
         import fsspec  # takes a quarter of a second with its libraries
 
         try:
-            return fsspec.filesystem(self.scheme, **(S3_OPTIONS if self._s3 else {}))
+            return fsspec.filesystem(self.scheme, **self._options())
         except ImportError as error:
             raise FlowersError(
                 f"--data.root: reading {self.scheme}:// needs a library; pip install"
@@ -103,6 +107,14 @@ class Store:
             ) from error
         except Exception as error:  # of any kind, where credentials are looked for
             raise self._fault("", error) from error
+
+    def _options(self) -> dict[str, Any]:
+        if self.scheme not in ("http", "https"):
+            return S3_OPTIONS if self._s3 else {}
+        from aiohttp import ClientTimeout
+
+        timeout = ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+        return {"client_kwargs": {"timeout": timeout}}
 
     @property
     def _s3(self) -> bool:
@@ -120,7 +132,7 @@ class Store:
             raise self._fault(name, error) from error
         if not isinstance(num_bytes, int) or num_bytes > MAX_INDEX:
             raise damaged(self.address, f"{name} has {num_bytes!r} bytes")
-        return self._range(name, 0, num_bytes) if num_bytes else b""
+        return b"".join(self._blocks(name, 0, num_bytes)) if num_bytes else b""
 
     def fetch(self, entry: FileEntry, file: Path) -> None:
         """Download a file, of exactly the length and the content that the index states.
@@ -133,14 +145,18 @@ class Store:
             FlowersError: it is not there, cannot be reached, or is another file.
             OSError: it cannot be written.
         """
-        found = hashlib.sha256()
         with file.open("rb+") as stream:
-            for start in range(0, entry.num_bytes, BLOCK):
-                block = self.read(entry.name, start, min(start + BLOCK, entry.num_bytes))
-                found.update(block)
-                stream.write(block)
-        if found.hexdigest() != entry.digest:
-            raise damaged(self.address, f"{entry.name} is not the file that the index describes")
+            if self._patiently(lambda: self._copy(entry, stream)) != entry.digest:
+                raise damaged(self.address, f"{entry.name} is not the file that the index describes")
+
+    def _copy(self, entry: FileEntry, stream: BinaryIO) -> str:
+        """Write a file to a stream and return its digest."""
+        found = hashlib.sha256()
+        stream.seek(0)
+        for block in self._blocks(entry.name, 0, entry.num_bytes):
+            found.update(block)
+            stream.write(block)
+        return found.hexdigest()
 
     def read(self, name: str, start: int, end: int) -> bytes:
         """Read a part of a file, and wait and try again where the store cannot be reached.
@@ -148,22 +164,49 @@ class Store:
         Raises:
             FlowersError: it cannot be reached for longer, or does not have that part.
         """
+        return self._patiently(lambda: b"".join(self._blocks(name, start, end)))
+
+    def _patiently(self, action: Callable[[], T]) -> T:
         for seconds in PATIENCE:
             try:
-                return self._range(name, start, end)
+                return action()
             except UnreachableError as error:
                 log.warning("%s Trying again in %g s.", error, seconds)
                 time.sleep(seconds)
-        return self._range(name, start, end)
+        return action()
 
-    def _range(self, name: str, start: int, end: int) -> bytes:
+    def _blocks(self, name: str, start: int, end: int) -> Iterator[bytes]:
+        """Yield a part of a file in blocks; whatever a server sends, no more than one too many is held."""
+        blocks = self._streamed if self.scheme in ("http", "https") else self._asked_for
+        length = 0
         try:
-            block: bytes = self._files.cat_file(self._path(name), start=start, end=end)
+            for block in blocks(name, start, end):
+                length += len(block)
+                if length > end - start:
+                    break
+                yield block
+        except FlowersError:
+            raise
         except Exception as error:
             raise self._fault(name, error) from error
-        if len(block) != end - start:
+        if length != end - start:
             raise damaged(self.address, f"{name} is shorter or longer than the index states")
-        return block
+
+    def _asked_for(self, name: str, start: int, end: int) -> Iterator[bytes]:
+        for first in range(start, end, BLOCK):
+            yield self._files.cat_file(self._path(name), start=first, end=min(first + BLOCK, end))
+
+    def _streamed(self, name: str, start: int, end: int) -> Iterator[bytes]:
+        """Yield the answer to one request; a server that ignores `Range` gives a file from its start."""
+        part = {"Range": f"bytes={start}-{end - 1}"}
+        with self._files.open(self._path(name), block_size=0, size=end - start, headers=part) as stream:
+            if start and stream.r.status != HTTPStatus.PARTIAL_CONTENT:
+                raise FlowersError(
+                    f"--data.root: the server of {self.address!r} does not send parts of files (HTTP Range);"
+                    " raise --data.shard_cache_limit above the size of the pack, or use another server."
+                )
+            while block := stream.read(BLOCK):
+                yield block
 
     def _path(self, name: str) -> str:
         return f"{self.address}/{name}"

@@ -10,22 +10,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from threading import Lock
 
 from filelock import FileLock
 
 from flowers_pl.core.errors import FlowersError, reason_of
-from flowers_pl.core.files import INCAPABLE, replacing, warn_once
+from flowers_pl.core.files import replacing, warn_once
+from flowers_pl.core.locks import has_locks, take
 from flowers_pl.core.room import reserve
-from flowers_pl.packs.index import FileEntry
+from flowers_pl.packs.index import DIGEST, FileEntry
 from flowers_pl.packs.remote import Store
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where a file that is open cannot be removed anyway
-    fcntl = None  # type: ignore[assignment]
 
 NUM_LOCKS = 64
 STAMPED = 2.0  # seconds between two notes that a shard is in use
@@ -83,11 +79,11 @@ class ShardCache:
 
     def _fetch(self, entry: FileEntry, file: Path, shard: bool) -> None:
         part = file.with_name(file.name + PART)
-        if shard:
-            self._make_room(entry, part)
-        else:
-            _reserve(part, entry.num_bytes)
         try:
+            if shard:
+                self._make_room(entry, part)
+            else:
+                _reserve(part, entry.num_bytes)
             self.store.fetch(entry, part)
             with part.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -109,6 +105,18 @@ class ShardCache:
         except OSError as error:
             raise self._unwritable(error) from error
 
+    def forget(self, tables: Iterable[FileEntry]) -> None:
+        """Remove the tables of a pack that this one has replaced.
+
+        Args:
+            tables: of this pack.
+        """
+        kept = {self.path_of(entry).name for entry in tables}
+        for file in self.folder.iterdir():
+            if DIGEST.fullmatch(file.stem) and file.name not in kept:
+                with suppress(OSError):  # another user's: it takes room, and that is all
+                    file.unlink()
+
     def touch(self, shards: Iterable[FileEntry]) -> None:
         """Note that shards will be needed soon."""
         for entry in shards:
@@ -125,7 +133,7 @@ class ShardCache:
 
     def _make_room(self, entry: FileEntry, part: Path) -> None:
         """Reserve room for a shard, after removing those that were not used for longest."""
-        with FileLock(self.folder / "room.lock"):
+        with _lock(self.folder / "room.lock"):
             there = {}
             for file in (self.folder / SHARDS).iterdir():
                 with suppress(FileNotFoundError):
@@ -152,16 +160,6 @@ class ShardCache:
         )
 
 
-def hold(handle: int) -> None:
-    """Keep a file from being removed until its handle is closed, where the file system has locks."""
-    if fcntl is not None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH)
-        except OSError as error:
-            if error.errno not in INCAPABLE:
-                raise
-
-
 def remove_shard(file: Path, fetched: str | None = None) -> bool:
     """Remove a shard that nobody reads, or what a killed process left of one; return whether it is gone.
 
@@ -173,7 +171,7 @@ def remove_shard(file: Path, fetched: str | None = None) -> bool:
         if fetched is not None and _lock_number(file.name) == _lock_number(fetched):
             return False
         try:
-            with _lock_of(file.parents[1], file.name).acquire(timeout=0):
+            with _lock_of(file.parents[1], file.name, timeout=0):
                 file.unlink(missing_ok=True)
             return True
         except TimeoutError:
@@ -183,18 +181,24 @@ def remove_shard(file: Path, fetched: str | None = None) -> bool:
     except FileNotFoundError:
         return True
     try:
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.unlink(missing_ok=True)
+        if unused := take(handle):
+            file.unlink(missing_ok=True)
+        return unused
     except OSError:
         return False
     finally:
         os.close(handle)
-    return True
 
 
-def _lock_of(folder: Path, name: str) -> FileLock:
-    return FileLock(folder / f"{_lock_number(name):02d}.lock", thread_local=False, poll_interval=0.02)
+def _lock_of(folder: Path, name: str, timeout: float = -1) -> AbstractContextManager[object]:
+    return _lock(folder / f"{_lock_number(name):02d}.lock", timeout)
+
+
+def _lock(file: Path, timeout: float = -1) -> AbstractContextManager[object]:
+    """Return a lock among processes and threads; none where the file system has none."""
+    if not has_locks(file.parent):
+        return nullcontext()
+    return FileLock(file, timeout, thread_local=False, poll_interval=0.02)
 
 
 def _lock_number(name: str) -> int:

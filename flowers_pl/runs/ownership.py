@@ -1,8 +1,8 @@
 """Who owns a run: two processes must never write to one folder.
 
-The folder of a new run is made by one atomic step, and a file in it names the owner. Taking over from a dead
-owner is one atomic step too: the process that renames the old file goes on. So this holds on file systems
-without locks. During a run its owner touches the file, which tells machines that share a disk that it lives.
+The folder of a new run is made by one atomic step, and a file in it names the owner. Of those that want to
+take the place of a dead owner, the one that makes another file goes on. So this holds on file systems without
+locks. During a run its owner touches its file, which tells machines that share a disk that it lives.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import itertools
 import json
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ class RunFolder:
         self._file = path / OWNER
         self._released = threading.Event()
         self._made_parent = not path.parent.exists()
+        self._token = secrets.token_hex(8)
 
     @classmethod
     def new(cls, parent: Path, name: str) -> RunFolder:
@@ -71,9 +75,8 @@ class RunFolder:
                 f"--run_name: {str(path)!r} exists already; choose another name, or resume with --ckpt_path"
                 f" {path / LAST}."
             )
-        if not made:
-            folder._take_over()
-        folder._own()
+        with nullcontext() if made else folder._succession(restart):
+            folder._own()
         return folder
 
     def release(self) -> None:
@@ -82,6 +85,8 @@ class RunFolder:
         A job leaves its name beside what it has saved, so that its restart is told from that of another.
         """
         self._released.set()
+        if (_read(self._file) or {}).get("token") != self._token:
+            return
         if (job := _job()) is not None and (self.path / LAST).exists():
             with replacing(self._file) as unfinished:
                 unfinished.write_text(json.dumps({"job": job, "ended": True}), encoding="utf-8")
@@ -99,25 +104,36 @@ class RunFolder:
             return False
         return True
 
-    def _take_over(self) -> None:
-        """Take the place of an owner that is dead.
+    @contextmanager
+    def _succession(self, restart: bool) -> Iterator[None]:
+        """Remove the file of an owner that is dead, while no other process may.
 
         Raises:
             FlowersError: it lives, or another process was faster.
         """
         owner = _read(self._file)
         if owner is None:
+            yield
             return
-        same_job = owner.get("job") is not None and owner.get("job") == _job()
         ended = owner.get("ended") is True
-        if not (same_job or ended) and _lives(self._file, owner):
+        same_job = owner.get("job") is not None and owner.get("job") == _job()
+        requeued = restart and same_job and owner.get("host") != socket.gethostname()
+        if not (ended or requeued) and _lives(self._file, owner):
             raise _in_use(self.path, owner)
-        old = self._file.with_name(f".{OWNER}-{os.getpid()}")
+        claim = self._file.with_name(f".{OWNER}-claim")
+        if claim.exists() and time.time() - claim.stat().st_mtime > SILENCE:
+            claim.unlink(missing_ok=True)  # of a process that was killed just here
         try:
-            os.rename(self._file, old)
-        except FileNotFoundError:
-            raise _in_use(self.path, _read(self._file) or owner) from None
-        old.unlink(missing_ok=True)
+            claim.open("x").close()
+        except FileExistsError:
+            raise _in_use(self.path, owner) from None
+        try:
+            if _read(self._file) != owner:
+                raise _in_use(self.path, _read(self._file) or owner)
+            self._file.unlink()
+            yield
+        finally:
+            claim.unlink(missing_ok=True)
         if not ended:
             log.warning(
                 "%s: its last process (%s on %s) ended without a word; this one takes over.",
@@ -133,8 +149,10 @@ class RunFolder:
         me = {
             "host": socket.gethostname(),
             "process": os.getpid(),
+            "processes": _process_space(),
             "started": _started(os.getpid()),
             "job": _job(),
+            "token": self._token,
         }
         try:
             with open(self._file, "x", encoding="utf-8") as stream:
@@ -146,6 +164,13 @@ class RunFolder:
     def _beat(self) -> None:
         while not self._released.wait(HEARTBEAT):
             try:
+                owner = _read(self._file)
+                if owner and owner.get("token") != self._token and not self._released.is_set():
+                    log.error(
+                        "%s: another process took over this run while this one was silent; this one ends.",
+                        printable(str(self.path)),
+                    )
+                    os._exit(1)  # whatever it still saved would be in the way of the other's
                 os.utime(self._file)
             except OSError:  # the folder is gone, or its disk for a while
                 continue
@@ -175,8 +200,9 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _lives(file: Path, owner: dict[str, Any]) -> bool:
-    """Whether an owner is still running: on this machine by its process, elsewhere by its last touch."""
-    if owner.get("host") == socket.gethostname() and isinstance(owner.get("process"), int):
+    """Whether an owner is still running: by its process where this one can see it, else by its last touch."""
+    here = (owner.get("host"), owner.get("processes")) == (socket.gethostname(), _process_space())
+    if here and isinstance(owner.get("process"), int):
         started = _started(owner["process"])
         return started is not None and started == owner.get("started")
     probe = file.with_name(f".{OWNER}-now-{os.getpid()}")
@@ -188,6 +214,14 @@ def _lives(file: Path, owner: dict[str, Any]) -> bool:
     finally:
         probe.unlink(missing_ok=True)
     return silent < SILENCE
+
+
+def _process_space() -> str | None:
+    """Return what containers that number their processes apart differ in; None where there is no /proc."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
 
 
 def _started(process: int) -> str | None:
