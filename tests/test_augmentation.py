@@ -186,6 +186,19 @@ def test_draws_are_the_same_on_every_machine() -> None:
     assert epoch_draws(5, 2, 8).order.tolist() == [6, 5, 1, 0, 2, 4, 7, 3]
 
 
+def test_another_default_dtype_changes_nothing() -> None:
+    """Lightning sets it at --trainer.precision 64-true, for all threads at once."""
+    photos, drawn = smooth_photos(4), torch.from_numpy(epoch_draws(0, 1, 4).draws)
+    expected = augment_opencv(photos, drawn, Augmentation())
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = augment_opencv(photos, drawn, Augmentation())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
 def test_an_empty_batch_stays_empty() -> None:
     empty = augment(
         torch.empty(0, 3, 8, 8, dtype=torch.uint8), torch.empty(0, DRAWS, dtype=torch.int32), Augmentation()

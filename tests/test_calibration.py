@@ -283,6 +283,14 @@ def test_a_run_that_has_ended_gets_both_by_a_resume_without_training(home: Path,
     assert read_checkpoint(best)[KEY]["temperature"] == both[KEY]["temperature"]
     assert main(["fit", "--ckpt_path", str(last), "--model.calibrate", "false"]) == 0
     assert FlowerClassifier.load(best).temperature is None
+    checkpoint = read_checkpoint(best)
+    del checkpoint[KEY]["unlike"]  # as if the run had been killed at its end
+    AtomicCheckpointIO().save_checkpoint(checkpoint, best)
+    assert main(["fit", "--ckpt_path", str(last), "--trainer.max_steps", "1", *settings]) == 0  # skipped, too
+    later = read_checkpoint(best)
+    assert later[KEY]["temperature"] == both[KEY]["temperature"]
+    assert later["hyper_parameters"]["flip_test"]
+    assert later[KEY]["unlike"]["limit"] == pytest.approx(both[KEY]["unlike"]["limit"])
 
 
 def test_a_checkpoint_from_before_has_neither(home: Path, drawings: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from test_decoding import encoded
 
 from flowers_pl import FlowerClassifier, FlowersError, draw_flower, load_photo
+from flowers_pl.data.batches import Batch
 from flowers_pl.data.drawings import KINDS
 from flowers_pl.network.mobilenet import start_from_nothing
 from flowers_pl.network.novelty import Novelty
@@ -34,6 +35,20 @@ def model() -> FlowerClassifier:
         features = model.eval().network.features(drawings)
     model.novelty = Novelty.fit(features[::2], features[1::2])
     return model
+
+
+def test_predict_computes_the_head_in_float32_at_any_precision(model: FlowerClassifier) -> None:
+    """As `test`, which has the same features, and the temperature's fit do."""
+    features = 10 * torch.randn(6, 1280, generator=torch.Generator().manual_seed(0)).relu()
+    rows = torch.arange(6)
+    batch = Batch(torch.empty(0), torch.full((6,), -1), rows, 6, features=features)
+    expected = model.predict_step(batch, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.predict_step(batch, 0)
+    assert torch.equal(found.probabilities, expected.probabilities)
+    assert found.unlike is not None
+    assert expected.unlike is not None
+    assert torch.equal(found.unlike, expected.unlike)
 
 
 def forms(folder: Path, picture: Image.Image) -> dict[str, Any]:

@@ -223,6 +223,8 @@ def test_mistakes_are_one_sentence(home: Path, capsys: pytest.CaptureFixture[str
     assert "give one of them" in said_by(both, capsys)
     flipped = ["fit", "--refit", str(RUN), "--model.flip_test", "true"]
     assert "--model.calibrate" in said_by(flipped, capsys)
+    flipped = ["fit", "--ckpt_path", str(REFIT / "last.ckpt"), "--model.flip_test", "true"]
+    assert "--model.calibrate" in said_by(flipped, capsys)
     for name, reason in (("best.ckpt", "has no best.ckpt"), ("split.csv", "has no split.csv")):
         shutil.copytree(RUN, tmp_path / name)
         (tmp_path / name / name).unlink()

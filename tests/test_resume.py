@@ -78,6 +78,29 @@ def test_a_finished_run_says_so_and_stays(home: Path, caplog: pytest.LogCaptureF
     assert before == {file: file.stat().st_mtime_ns for file in run.rglob("*")}
 
 
+def test_a_longer_run_that_was_killed_before_its_end_is_concluded(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the shorter run ended with is there, but not of these weights."""
+    run = home / "checkpoints" / "longer"
+    shutil.copytree(home / "checkpoints" / "whole", run)
+    curves = run / "plots" / "training_curves.png"
+    before = curves.stat().st_mtime_ns
+    (run / "config.yaml").touch()  # as the longer training began
+    with caplog.at_level("INFO", "flowers_pl"):
+        assert main(["fit", "--ckpt_path", str(run / "last.ckpt")]) == 0
+    assert not [one for one in caplog.messages if one.startswith("This run is finished; its results")]
+    assert curves.stat().st_mtime_ns > before
+    shutil.rmtree(run)
+
+
+def test_other_layers_are_refused_once_they_train(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = home / "checkpoints" / "whole" / "last.ckpt"
+    more = ["--unfreeze.layers", "60", "--unfreeze.top_epochs", "3"]
+    assert main(["fit", "--ckpt_path", str(last), *more]) == 1
+    assert "stage 2 of this run trains 30 layers, not 60" in capsys.readouterr().err
+
+
 def test_settings_that_a_run_did_not_have_yet_are_not_changed(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -86,7 +109,9 @@ def test_settings_that_a_run_did_not_have_yet_are_not_changed(
     shutil.copytree(home / "checkpoints" / "whole", run)
     settings = yaml.safe_load((run / "config.yaml").read_text())
     del settings["data"]["stored_size"], settings["data"]["augmentation"]["crop"]
+    written = (run / "config.yaml").stat().st_mtime_ns
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    os.utime(run / "config.yaml", ns=(written, written))
     with caplog.at_level("INFO", "flowers_pl"):
         assert main(["fit", "--ckpt_path", str(run / "last.ckpt")]) == 0
         assert [one for one in caplog.messages if one.startswith("This run is finished; its results")]

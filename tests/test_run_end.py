@@ -145,6 +145,27 @@ def test_clipped_gradients_train_too() -> None:
 # ---------------------------------------------------------------- a run that ends inside an epoch
 
 
+@pytest.mark.parametrize(("steps", "best"), [(7, 5), (3, 3)])  # of five an epoch
+def test_weights_that_are_validated_inside_an_epoch_are_the_best_only_if_no_others_are(
+    data: FlowersDataModule, tmp_path: Path, steps: int, best: int
+) -> None:
+    """The run that goes on from there does not validate them, so it must not find them."""
+
+    class Falling(FlowerClassifier):
+        def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+            logits = super().validation_step(batch, batch_idx)
+            self.metrics_of("val").loss.total /= 1 + self.global_step
+            return logits
+
+    class Stop(L.Callback):  # as Lightning's Timer, for --trainer.max_time
+        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            trainer.should_stop |= trainer.global_step == steps
+
+    python_fit(data, tmp_path, Falling(weights=None), Stop())
+    assert read_checkpoint(tmp_path / "best.ckpt")["global_step"] == best
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == steps
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "steps",

@@ -127,8 +127,8 @@ def _make(args: list[str], signals: StopSignals) -> Run:
     check_not_in_config(settings, ckpt_path=checkpoint, **({} if checkpoint else {"refit": repeats}))
     if source and not (given("--data.root", args) or os.path.isabs(settings.data.root)):
         settings.data.root = read_checkpoint(source)[KEY]["data"]["root"]  # config.yaml of 0.1.0
-    if refit and repeats:
-        check_settings(refit, repeats, settings)
+    if refit is not None:
+        check_settings(refit, settings)
     seed(settings)
     choose_precision(settings)
     if checkpoint is None:
@@ -205,9 +205,12 @@ def _train(made: Run) -> None:
 
 
 def _is_concluded(made: Run) -> bool:
-    """Whether `_conclude` has run to its end."""
-    final = [FINAL[made.settings.export], CARD] if made.settings.export != "none" else []
-    return all((made.folder / name).is_file() for name in [CURVES, *final])
+    """Whether `_conclude` has run to its end since the run was last given settings."""
+    exports = made.settings.export != "none"
+    written = [made.folder / name for name in [CURVES, *([FINAL[made.settings.export]] if exports else [])]]
+    begun = (made.folder / CONFIG).stat().st_mtime_ns
+    newer = all(file.is_file() and file.stat().st_mtime_ns >= begun for file in written)
+    return newer and (not exports or (made.folder / CARD).is_file())  # a card that was edited is kept
 
 
 def _conclude(made: Run, best_epoch: int, metrics: dict[str, float]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.names import BEST, KEY
+from flowers_pl.core.names import KEY
 from flowers_pl.core.text import plural
 from flowers_pl.runs.refit import read_refit
 from flowers_pl.training.checkpoint_files import read_checkpoint
@@ -32,7 +32,7 @@ def find_refit(run: Path | None, checkpoint: Path | None) -> Refit | None:
     return None if run is None else read_refit(run)
 
 
-def check_settings(refit: Refit, run: Path, settings: Namespace) -> None:
+def check_settings(refit: Refit, settings: Namespace) -> None:
     """Refuse a temperature that a refit can neither copy nor fit.
 
     Raises:
@@ -40,12 +40,11 @@ def check_settings(refit: Refit, run: Path, settings: Namespace) -> None:
     """
     if not settings.model.calibrate:
         return
-    flips = read_checkpoint(run / BEST)["hyper_parameters"].get("flip_test", False)
-    if refit.temperature is None or flips != settings.model.flip_test:
+    if refit.temperature is None or refit.flip_test != settings.model.flip_test:
         raise FlowersError(
-            f"--model.calibrate: a refit copies the temperature of its run, and {str(run)!r} has none for"
+            f"--model.calibrate: a refit copies the temperature of its run, and {refit.run!r} had none for"
             f" --model.flip_test {str(settings.model.flip_test).lower()}; resume that run with these two"
-            " settings first, which trains nothing, or leave them out."
+            " settings first, which trains nothing, and refit it, or leave them out."
         )
 
 

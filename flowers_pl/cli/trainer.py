@@ -29,7 +29,17 @@ def seed(settings: Namespace) -> None:
 
 
 def choose_precision(settings: Namespace, trained_in: str | None = None) -> None:
-    """Set `trainer.precision` where it is not given: what was trained in float32 is evaluated in float32."""
+    """Set `trainer.precision` where it is not given: what was trained in float32 is evaluated in float32.
+
+    Raises:
+        FlowersError: it is one in which even sums of losses are rounded to 16 bits.
+    """
+    if settings.trainer.precision in ("16-true", "bf16-true"):
+        mixed = settings.trainer.precision.replace("true", "mixed")
+        raise FlowersError(
+            f"--trainer.precision {settings.trainer.precision} would round the figures of a run, which choose"
+            f" its best epoch; use {mixed}, which computes as fast."
+        )
     if settings.trainer.precision is None:
         exact = trained_in == "32-true"
         settings.trainer.precision = trained_in if exact else best_precision(settings.trainer.accelerator)

@@ -82,7 +82,7 @@ def augment_opencv(photos: Tensor, draws: Tensor, ranges: Augmentation, size: in
     uniform = draws.numpy().astype(np.float64) / 2**BITS
     old, new = tuple(photos.shape[-2:]), _new_size(photos, size)
     pixels = photos.permute(0, 2, 3, 1).numpy()
-    warped = torch.empty(len(photos), *new, 3)
+    warped = torch.empty(len(photos), *new, 3, dtype=torch.float32)  # a thread's default may be another's
     change_one = _ColoursOfOne(uniform, ranges, pixels.shape[1:])
     matrices = warp_matrices(uniform, ranges, new)
     passes = blur_passes(ranges, old, new)

@@ -77,6 +77,8 @@ class FeatureCache(Dataset[Batch]):
 
     def put(self, rows: Tensor, features: Tensor) -> None:
         """Store the features of photos, if there is room; `begin` was called before."""
+        if not len(rows):  # a rank's share of a small batch
+            return
         with self._lock:
             if not len(self._features) and not self._no_room:
                 self._allocate(features)

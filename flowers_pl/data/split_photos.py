@@ -167,7 +167,8 @@ class SplitPhotos:
         """
         if not strategy.reduce_boolean_decision(strategy.broadcast(self.placed) == self.placed):
             raise FlowersError(
-                f"--data.root: the photos in {str(root)!r} changed while the run began; start it again."
+                f"--data.root: the processes of this run do not find the same photos in {str(root)!r}; copy"
+                " the folder from one machine to the others or, if it changed just now, start again."
             )
 
     def check_stored(self, stored: DecodedPhotos) -> None:

@@ -45,7 +45,7 @@ class Deployable(nn.Module):
 
     def __init__(self, model: FlowerClassifier, resizes: bool = True) -> None:
         super().__init__()
-        self.network = copy.deepcopy(model.network).cpu().eval().requires_grad_(False)
+        self.network = copy.deepcopy(model.network).cpu().float().eval().requires_grad_(False)
         self.image_size, self.resizes = model.image_size, resizes
         self.flip_test, self.temperature = model.flip_test, model.temperature
 

@@ -48,7 +48,7 @@ class Temperature:
         """
         from scipy.optimize import brentq
 
-        scores, truths = logits.double().cpu(), labels.cpu()[:, None]
+        scores, truths = logits.cpu().double(), labels.cpu()[:, None]
         own = scores.gather(1, truths)[:, 0]
 
         def slope(log_inverse: float) -> float:

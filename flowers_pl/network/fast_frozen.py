@@ -50,17 +50,18 @@ class FrozenPart:
         self.pools, self.dtype = self.cut.layers == len(layers), dtype
         self.device = network.mean.device
         exact = torch.float64 if dtype == torch.float64 else torch.float32
-        std = 255 * network.std.to(torch.float64)
-        mean = (255 * network.mean.to(torch.float64)).expand(3, size, size)[None]
-        self._mean = mean.to(exact).contiguous(memory_format=torch.channels_last)
-        self._std = std.to(exact)
+        std = 255 * network.std.cpu().double()  # not every device has float64
+        mean = (255 * network.mean.cpu().double()).expand(3, size, size)[None]
+        self._mean = mean.to(exact).contiguous(memory_format=torch.channels_last).to(self.device)
+        self._std = std.to(exact).to(self.device)
         with torch.no_grad():
             self._convs = [_Conv(layer, *layer.folded(), dtype) for layer in layers[: self.cut.layers]]
             if self.cut.half:
                 layer = layers[self.cut.layers]._replace(relu=False)
                 self._convs.append(_Conv(layer, layer.conv.weight, None, dtype))
             if self._convs:  # the first convolution also divides by the standard deviation
-                self._convs[0].weight = self._convs[0].weight.double().div(std.to(self.device)).to(dtype)
+                divided = self._convs[0].weight.cpu().double().div(std)
+                self._convs[0].weight = divided.to(dtype).to(self.device)
         self._num_large = 0
         self._prepare(size)
 

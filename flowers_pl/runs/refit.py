@@ -47,6 +47,7 @@ def read_refit(run: Path) -> Refit:
         epoch + 1 - int(stage["first_epoch"]) if stage["number"] == 2 else 0,
         (ours.get("unlike") or {}).get("limit"),
         ours.get("temperature"),
+        bool(checkpoint["hyper_parameters"].get("flip_test", False)),
         results_of(run / BEST),
     )
 

@@ -22,9 +22,16 @@ class RunSettings(L.Callback):
 
     def __init__(self, file: Path, settings: str) -> None:
         self.file, self.settings = file, settings
+        self._written = False
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the file of a run that was resumed with nothing left to train: Lightning skips its hooks."""
+        if not self._written and trainer.global_step:
+            self.on_train_start(trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the file, on one rank."""
+        self._written = True
         if trainer.is_global_zero:
             with replacing(self.file) as unfinished:
                 unfinished.write_text(self.settings, encoding="utf-8")

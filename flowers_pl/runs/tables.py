@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import logging
 import os
 import time
@@ -129,7 +128,7 @@ class Throughput(L.Callback):
 class DataFiles(L.Callback):
     """Writes split.csv, with the photos of both sides, and left_out.csv, with those left out and why.
 
-    Before that it checks that all machines of a run have the same photos and resume the same checkpoint.
+    Before that it checks that all machines of a run resume the same checkpoint.
 
     Args:
         folder: of the run.
@@ -140,12 +139,6 @@ class DataFiles(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it; its annotations do not know
-        digest = hashlib.blake2b(repr(data.placed).encode(errors="surrogateescape")).hexdigest()
-        if not same_on_all_ranks(trainer, digest):
-            raise FlowersError(
-                f"--data.root: the photos in {str(data.root)!r}, or their split, differ between the"
-                " machines of this run; copy the folder from one of them to the others."
-            )
         if not same_on_all_ranks(trainer, f"{trainer.ckpt_path is None} {getattr(pl_module, 'stage', None)}"):
             raise FlowersError(
                 "--ckpt_path: the machines of this run do not have the same checkpoint; copy the run's folder"

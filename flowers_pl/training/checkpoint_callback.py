@@ -110,7 +110,8 @@ class RunCheckpoints(Checkpoint):
         if trainer.state.fn != "fit" or trainer.sanity_checking or _is_trial(trainer):
             return
         loss = float(trainer.callback_metrics.get("val_loss", math.inf))  # a refit has none
-        if better := loss < self.best_loss or not _chooses(pl_module):
+        cut_short = self._ends_inside and self.best_epoch >= 0  # the whole run does not validate here
+        if better := not cut_short and (loss < self.best_loss or not _chooses(pl_module)):
             self.best_loss, self.best_epoch = loss, trainer.current_epoch
         best, last = self.path(trainer, BEST), self.path(trainer, LAST)
         if better:

@@ -89,9 +89,6 @@ class FlowerClassifier(FlowerModel):
         for name, share in shares.items():
             if not 0 <= share < 1:
                 raise FlowersError(f"--model.{name} must be at least 0 and less than 1, not {share}.")
-        for name, rate in (("head_lr", head_lr), ("top_lr", top_lr)):
-            if not 0 < rate < math.inf:
-                raise FlowersError(f"--model.{name} must be a number greater than 0, not {rate}.")
         self.rates = Rates(head_lr, top_lr, top_head_lr, layer_decay, weight_decay)
         self.weights, self.label_smoothing, self.calibrate = weights, label_smoothing, calibrate
         self.warmup, self.schedule = warmup, schedule
@@ -134,7 +131,8 @@ class FlowerClassifier(FlowerModel):
             return
         if self.trainer.is_global_zero:
             self._initialise()
-        state = self.trainer.strategy.broadcast(self.network.state_dict())
+        here = {name: value.cpu() for name, value in self.network.state_dict().items()}  # not on rank 0's GPU
+        state = self.trainer.strategy.broadcast(here)
         self.network.load_state_dict(state)
         self.frozen = None
 
@@ -241,10 +239,12 @@ class FlowerClassifier(FlowerModel):
         features, compute = batch.features, self.network.features
         if features is None:
             features = with_mirror(compute, batch.photos) if self.flip_test else compute(batch.photos)
-        probabilities = final_logits(self.network.head(features), self.temperature).softmax(1)
-        unlike = None
-        if self.novelty is not None:
-            unlike = self.novelty(features[:, 0] if self.flip_test else features)
+        unlike, head = None, self.network.head
+        with torch.autocast(features.device.type, enabled=False):  # as `test` and the temperature have it
+            features = features.to(head.weight.dtype)
+            probabilities = final_logits(head(features), self.temperature).softmax(1)
+            if self.novelty is not None:
+                unlike = self.novelty(features[:, 0] if self.flip_test else features)
         return Prediction(batch.rows, probabilities, batch.unreadable, unlike)
 
     def on_validation_epoch_end(self) -> None:

@@ -35,6 +35,17 @@ class FitNovelty(Checkpoint):
     ['RunCheckpoints', 'FitNovelty']
     """
 
+    def __init__(self) -> None:
+        self._has_trained = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._has_trained = True
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Fit where a killed run was resumed with nothing left to train: Lightning skips its hooks."""
+        if not self._has_trained:
+            self.on_train_end(trainer, pl_module)
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Fit the score on one rank and send it to the others; do nothing where no checkpoint is the best."""
         if (file := best_checkpoint(trainer)) is None:

@@ -18,6 +18,7 @@ class Refit:
         top_epochs: how many of stage 2; 0 where its best epoch is one of stage 1.
         limit: of its novelty score; None where it has none.
         temperature: `Temperature.state` of its temperature; None where it has none.
+        flip_test: whether that is for the mean logits of photos and their mirror images.
         results: how it was evaluated, for the model card; None where that is not known.
     """
 
@@ -27,6 +28,7 @@ class Refit:
     top_epochs: int
     limit: float | None = None
     temperature: Mapping[str, Any] | None = None
+    flip_test: bool = False
     results: Mapping[str, Any] | None = None
 
     def epochs(self, stage: int) -> int:

@@ -104,6 +104,11 @@ class UnfreezeTopLayers(L.Callback):
             FlowersError: the present settings would make the learning rates jump.
         """
         stage = _classifier(pl_module).stage
+        if stage.number == 2 and stage.layers != self.layers:
+            raise FlowersError(
+                f"--unfreeze.layers: stage 2 of this run trains {stage.layers} layers, not {self.layers};"
+                " leave this option out, or start a new run."
+            )
         self._refuse_a_jump(_classifier(pl_module), checkpoint)
         stage.epochs = self.epochs[stage.number]
         done = checkpoint["epoch"] + (MIDDLE not in checkpoint) - stage.first_epoch

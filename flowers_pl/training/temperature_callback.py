@@ -64,11 +64,9 @@ class FitTemperature(Checkpoint):
         module.temperature = Temperature.from_state(trainer.strategy.broadcast(state))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Restore the temperature of a run whose training Lightning has skipped, with the hook of its end."""
-        if not self._has_trained and (file := best_checkpoint(trainer)) is not None:
-            state = read_checkpoint(file)[KEY].get("temperature") if trainer.is_global_zero else None
-            module = cast(FlowerClassifier, pl_module)
-            module.temperature = Temperature.from_state(trainer.strategy.broadcast(state))
+        """Do the same for a run that was resumed with nothing left to train: Lightning skips its hooks."""
+        if not self._has_trained:
+            self.on_train_end(trainer, pl_module)
 
 
 def _known(checkpoint: dict[str, Any]) -> dict[str, Any]:
