@@ -27,7 +27,7 @@ from flowers_pl.data.folder import list_photos, split_folders
 from flowers_pl.data.packed import ShardOrder, decode_root, packed_photo
 from flowers_pl.data.packed_pixels import PackedPixels
 from flowers_pl.data.packing import pack_folder
-from flowers_pl.packs.index import FILES, INDEX, PHOTOS, PLACE, parse_index
+from flowers_pl.packs.index import FILES, INDEX, PHOTOS, parse_index
 from flowers_pl.packs.roots import find_pack
 from flowers_pl.packs.writer import entry_of, write_table
 
@@ -287,7 +287,7 @@ def test_an_index_that_is_none_is_refused(content: bytes) -> None:
 def test_a_place_outside_its_shard_is_refused(copy: Path, column: str, value: int) -> None:
     places = np.load(copy / "pixels-32.npy")
     places[column][7] = value
-    write_table(copy / "pixels-32.npy", {name: places[name] for name in places.dtype.names}, PLACE)
+    write_table(copy / "pixels-32.npy", places)
     reseal(copy)
     with pytest.raises(FlowersError, match="is damaged"):
         decoded(copy)

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -59,13 +59,34 @@ class Packed:
     left_out: list[LeftOut]
 
 
-@dataclass
 class _Rows:
-    """What is known of each listed file while a pack is made."""
+    """What is known of each listed file while a pack is made.
 
-    fingerprints: dict[int, Fingerprint] = field(default_factory=dict)
-    unreadable: dict[int, str] = field(default_factory=dict)
-    places: dict[str, dict[int, tuple[int, int, int]]] = field(default_factory=dict)
+    Args:
+        num_files: how many are listed.
+        series: names of the series.
+
+    Attributes:
+        table: (num_files,) of `PHOTO`, but for the columns `label` and `path`.
+        readable: bool (num_files,).
+        unreadable: row -> reason.
+        places: for each series (num_files,) of `PLACE`.
+    """
+
+    def __init__(self, num_files: int, series: Sequence[str]) -> None:
+        self.table, self.readable = np.zeros(num_files, PHOTO), np.zeros(num_files, bool)
+        self.unreadable: dict[int, str] = {}
+        self.places = {name: np.zeros(num_files, PLACE) for name in series}
+
+    def note(self, row: int, found: Fingerprint) -> None:
+        """Note the fingerprint of a file."""
+        digest = np.frombuffer(bytes.fromhex(found.digest), np.uint8)
+        self.table[row] = (digest, found.phash, found.thumb, 0, 0)
+        self.readable[row] = True
+
+    def agrees(self, row: int, found: Fingerprint) -> bool:
+        """Return whether a file was decoded to these pixels before."""
+        return bool(self.table["digest"][row].tobytes() == bytes.fromhex(found.digest))
 
 
 def pack_folder(
@@ -94,14 +115,14 @@ def pack_folder(
     _check(root, out, sizes, workers)
     photos = list_photos(root, "--root")
     order = np.argsort(np.random.Philox(key=0).random_raw(len(photos)), kind="stable")
-    rows = _Rows()
     series = [pixels_series(size) for size in sizes] or [FILES]
+    rows = _Rows(len(photos), series)
     try:
         with replacing_folder(out) as folder:
             writers = {name: ShardWriter(folder, name, shard_bytes) for name in series}
             for group in _groups(order, max(sizes, default=160)):
-                for name, writer in writers.items():
-                    _write_group(root, photos, group, writer, rows.places.setdefault(name, {}), rows, workers)
+                for writer in writers.values():
+                    _write_group(root, photos, group, writer, rows, workers)
             for writer in writers.values():
                 writer.close()
             index = _write_tables(folder, root, photos, rows, writers)
@@ -113,7 +134,7 @@ def pack_folder(
         ) from error
     shards = [shard for writer in writers.values() for shard in writer.shards]
     left_out = [LeftOut(photos[row].path, why, UNREADABLE) for row, why in sorted(rows.unreadable.items())]
-    return Packed(len(rows.fingerprints), sum(shard.num_bytes for shard in shards), len(shards), left_out)
+    return Packed(int(rows.readable.sum()), sum(shard.num_bytes for shard in shards), len(shards), left_out)
 
 
 def _check(root: Path, out: Path, sizes: Sequence[int], workers: int | None) -> None:
@@ -149,7 +170,6 @@ def _write_group(
     photos: Sequence[Photo],
     group: Sequence[int],
     writer: ShardWriter,
-    places: dict[int, tuple[int, int, int]],
     rows: _Rows,
     workers: int | None,
 ) -> None:
@@ -171,16 +191,16 @@ def _write_group(
             if isinstance(one, Unreadable):
                 rows.unreadable[row] = one.reason
             else:
-                rows.fingerprints[row] = one
+                rows.note(row, one)
         if row in rows.unreadable:
             continue
-        if isinstance(one, Unreadable) or rows.fingerprints[row].digest != one.digest:
+        if isinstance(one, Unreadable) or not rows.agrees(row, one):
             raise _changed(root, photos[row])
         content = _file_bytes(root, photos[row], digest) if pixels is None else npy_bytes(pixels[place])
         suffix = _suffix(photos[row].path) if pixels is None else "npy"
         shard, start = writer.add(row, suffix, content, photos[row]._asdict())
         length = len(content) if pixels is None else pixels[place].nbytes
-        places[row] = (shard, start + len(content) - length, length)
+        rows.places[writer.series][row] = (shard, start + len(content) - length, length)
     scratch.unlink(missing_ok=True)
 
 
@@ -215,28 +235,19 @@ def _write_tables(
 ) -> PackIndex:
     """Write all tables of a pack, in the order of the paths; return its index."""
     classes = sorted({photo.label for photo in photos})
-    readable = sorted(rows.fingerprints)
-    fingerprints = [rows.fingerprints[row] for row in readable]
-    paths = [photos[row].path.encode("utf-8", "surrogateescape") for row in readable]
-    digests = b"".join(bytes.fromhex(one.digest) for one in fingerprints)
-    columns: dict[str, np.ndarray] = {
-        "digest": np.frombuffer(digests, np.uint8).reshape(-1, 16),
-        "phash": np.array([one.phash for one in fingerprints], np.uint64),
-        "thumb": np.array([one.thumb for one in fingerprints], np.uint8).reshape(-1, 16, 16),
-        "label": np.array([classes.index(photos[row].label) for row in readable], np.uint32),
-        "path": np.array([len(path) for path in paths], np.uint16),
-    }
+    number = {name: index for index, name in enumerate(classes)}
+    readable = np.flatnonzero(rows.readable)
+    members = [photos[row] for row in readable.tolist()]
+    paths = [photo.path.encode("utf-8", "surrogateescape") for photo in members]
+    table = rows.table[readable]
+    table["label"] = [number[photo.label] for photo in members]
+    table["path"] = [len(path) for path in paths]
     (folder / PATHS).write_bytes(b"".join(paths))
     left_out = [[photos[row].path, photos[row].label, why] for row, why in sorted(rows.unreadable.items())]
     (folder / LEFT_OUT).write_text(json.dumps(left_out))
-    series = {}
-    for name, writer in writers.items():
-        found = np.array([rows.places[name][row] for row in readable], np.uint64).reshape(-1, 3)
-        places = {column: found[:, number] for number, column in enumerate(PLACE.names or ())}
-        series[name] = (write_table(folder / f"{name}.npy", places, PLACE), writer.shards)
-    tables = [
-        write_table(folder / PHOTOS, columns, PHOTO),
-        entry_of(folder / PATHS),
-        entry_of(folder / LEFT_OUT),
-    ]
+    series = {
+        name: (write_table(folder / f"{name}.npy", rows.places[name][readable]), writer.shards)
+        for name, writer in writers.items()
+    }
+    tables = [write_table(folder / PHOTOS, table), entry_of(folder / PATHS), entry_of(folder / LEFT_OUT)]
     return PackIndex(len(readable), classes, split_folders(root), FINGERPRINTS, tables, series)

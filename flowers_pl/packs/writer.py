@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -80,10 +79,7 @@ def npy_bytes(pixels: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def write_table(file: Path, columns: Mapping[str, np.ndarray], kind: np.dtype) -> FileEntry:
-    """Write columns of equal length as one structured array, and return the file's entry."""
-    table = np.zeros(len(next(iter(columns.values()))), kind)
-    for name, values in columns.items():
-        table[name] = values
-    file.write_bytes(npy_bytes(table))
+def write_table(file: Path, table: np.ndarray) -> FileEntry:
+    """Write a structured array, and return the file's entry."""
+    np.save(file, table)
     return entry_of(file)

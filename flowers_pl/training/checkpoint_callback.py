@@ -199,8 +199,8 @@ class RunCheckpoints(Checkpoint):
         if middle["batches"] != _batches(trainer):
             raise FlowersError(
                 "--ckpt_path: this checkpoint was saved inside an epoch, whose photos, --data.batch_size,"
-                " --data.balance and --seed_everything must not change; restore them, or resume from"
-                " best.ckpt."
+                " --data.balance, --seed_everything and, for a remote pack, --data.shard_cache_limit must not"
+                " change; restore them, or resume from best.ckpt."
             )
         for name, metric in _metrics(pl_module).items():
             for state, value in middle["figures"].get(name, {}).items():
@@ -240,11 +240,14 @@ def _metrics(module: nn.Module) -> dict[str, Metric]:
 def _batches(trainer: L.Trainer) -> dict[str, int | str]:
     """Return what determines the batches of an epoch."""
     data = trainer.datamodule  # type: ignore[attr-defined]  # not annotated by Lightning
+    pixels = data.train_photos.pixels
+    window = getattr(pixels, "window", None)  # of the shards of a pack
     return {
         "photos": len(data.train_photos),
         "batch_size": data.batch_size,
         "seed": data.seed,
         "balance": data.balance,
+        **({} if window is None or window == len(pixels.shards) else {"window": window}),
     }
 
 
