@@ -56,7 +56,7 @@ def test_a_resumed_run_ends_as_if_never_stopped(home: Path, epochs: int) -> None
     shutil.rmtree(run)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_run_in_float64_resumes_without_rounding_its_weights(home: Path) -> None:
     short = ["--trainer.precision", "64-true", "--unfreeze.head_epochs", "1", "--unfreeze.top_epochs", "1"]
     start = ["fit", "--config", "small.yaml", *short, "--run_name"]

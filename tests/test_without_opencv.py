@@ -68,7 +68,13 @@ def test_training_and_heat_maps_go_on_without_opencv(home: Path, drawings: Path)
 
 
 @pytest.mark.parametrize(
-    "args", [["--method", "layercam"], ["--layer", "backbone.3"], ["--faithfulness", "2"]], ids=" ".join
+    "args",
+    [
+        pytest.param(["--method", "layercam"], marks=pytest.mark.release),
+        pytest.param(["--layer", "backbone.3"], marks=pytest.mark.release),
+        ["--faithfulness", "2"],
+    ],
+    ids=" ".join,
 )
 def test_what_needs_opencv_says_so_in_a_sentence(home: Path, args: list[str]) -> None:
     refused = run(home, "explain", "--most", "3", *args)
