@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import pytorch_grad_cam
 import torch
+from PIL import Image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowers_pl.cli import explain
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.names import KEY
+from flowers_pl.data.folder import VAL
+from flowers_pl.data.split import Placed
 from flowers_pl.explain import activation_maps
 from flowers_pl.explain.activation_maps import (
     CLOSED_FORM,
@@ -252,6 +257,21 @@ def test_photos_of_any_size_are_explained(model: FlowerClassifier) -> None:
     assert explain_photos(model, []) == []
     with pytest.raises(FlowersError, match="--target must be one of ant, bee, cow, not 'fly'"):
         explain_photos(model, photos, target="fly")
+
+
+def test_a_photo_is_of_the_class_that_the_split_says(
+    model: FlowerClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lie in a folder of its class's, and a review may have given it another label."""
+    wanted = {"ant/2019/a.png": "ant", "bee/b.png": "cow"}
+    for number, path in enumerate(wanted):
+        (tmp_path / path).parent.mkdir(parents=True)
+        Image.fromarray(some_photos(2)[number].permute(1, 2, 0).numpy()).save(tmp_path / path)
+    placed = [Placed(path, label, VAL, path) for path, label in wanted.items()]
+    monkeypatch.setattr(explain, "split_of", lambda ckpt: placed)
+    monkeypatch.setattr(explain, "read_checkpoint", lambda ckpt: {KEY: {"data": {"root": str(tmp_path)}}})
+    names, _, truths = explain._to_explain(tmp_path / "best.ckpt", model, None, 2)
+    assert dict(zip(names, truths, strict=True)) == wanted
 
 
 def test_hot_is_red_and_cold_is_blue() -> None:

@@ -24,6 +24,7 @@ from flowers_pl.data.decoding import load_photo, read_photo, resize_photo
 from flowers_pl.data.drawings import draw_flower
 from flowers_pl.export import write
 from flowers_pl.export.load import Exported
+from flowers_pl.export.pt2_check import _EXPRESSION
 from flowers_pl.export.quantize import check_pair_sums, quantize_int8
 from flowers_pl.export.verify import Agreement, accuracy_loss, check_export
 from flowers_pl.export.write import export_onnx, export_torch
@@ -266,6 +267,12 @@ def test_exporting_is_quiet(files: dict[str, Path], said: list[str]) -> None:
 
 
 @pytest.mark.slow
+def test_a_foreign_expression_is_judged_at_once() -> None:
+    assert _EXPRESSION.fullmatch("Symbol('s12', positive=True, integer=True)")
+    assert _EXPRESSION.fullmatch("Add(Mul(Integer(2), Symbol('s0')), s1*3)")
+    assert not _EXPRESSION.fullmatch("1" * 60 + "_")  # days, if it were tried in all ways
+
+
 def test_exporting_leaves_the_model_alone(model: FlowerClassifier, tmp_path: Path) -> None:
     before = {name: weight.requires_grad for name, weight in model.named_parameters()}
     model.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -32,6 +33,27 @@ def test_any_name_comes_back_from_files_that_are_utf_8(name: str, tmp_path: Path
     assert read_csv(tmp_path / "t.csv") == [{"path": name, "n": "1"}]
     assert read_json(tmp_path / "t.json") == {name: [name, 1, None]}
     assert unescape_bytes(escape_bytes(name)) == name
+
+
+def test_a_table_that_cannot_be_written_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_csv(tmp_path / "t.csv", ["n"], [[1]])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flowers_pl.core.files.sync_file", full)
+        with pytest.raises(OSError, match="No space"):
+            write_csv(tmp_path / "t.csv", ["n"], [[2]])
+    assert read_csv(tmp_path / "t.csv") == [{"n": "1"}]
+    (tmp_path / "link.csv").symlink_to(tmp_path / "t.csv")
+    write_csv(tmp_path / "link.csv", ["n"], [[3]])
+    assert read_csv(tmp_path / "t.csv") == [{"n": "3"}]
+    assert sorted(os.listdir(tmp_path)) == ["link.csv", "t.csv"]
+    write_csv(os.devnull, ["n"], [[1]])
+    assert not Path(os.devnull).is_file()
 
 
 def test_a_table_of_0_1_0_with_raw_bytes_is_read(tmp_path: Path) -> None:

@@ -145,6 +145,17 @@ def test_rows_of_other_photos_are_reported_and_not_used(
     )
 
 
+def test_a_row_of_a_photo_that_is_gone_with_its_class_is_not_used(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (path,) = files("rose", 1)
+    review = decide(root, tmp_path / "review.csv", (path, "relabel", "orchid"))
+    (root / path).unlink()
+    caplog.set_level(logging.INFO)
+    module(root, review=review)
+    assert f"the row of {path} is not used, because it is missing" in caplog.text
+
+
 def test_a_label_that_is_no_class_is_refused(drawings: Path, tmp_path: Path) -> None:
     (path,) = files("rose", 1)
     review = decide(drawings, tmp_path / "review.csv", (path, "relabel", "orchid"))

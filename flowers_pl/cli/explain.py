@@ -80,7 +80,7 @@ def explain(
     for old in ("explain.json", "faithfulness.png"):  # of other photos, perhaps
         (folder / old).unlink(missing_ok=True)
     if faithfulness:
-        _measure(model, photos[:faithfulness], method, layer, folder)
+        _measure(model, photos[:faithfulness], target, method, layer, folder)
     log_pictures(folder)
     log.info("%s explained by %s of %s: %s.", plural(len(explained), "image"), method, ckpt, folder)
 
@@ -96,14 +96,16 @@ def _name_of_picture(path: str) -> str:
 def _to_explain(
     ckpt: Path, model: FlowerClassifier, images: str | None, most: int
 ) -> tuple[list[str], list[Tensor], list[str | None]]:
-    """Names, photos at their own size, and classes where they are known: those of the folders that photos lie
-    in."""
+    """Names, photos at their own size, and classes where they are known: those of the run's split, or of the
+    folders that photos lie in."""
     if images is None:
         placed, root = split_of(ckpt), folder_of(read_checkpoint(ckpt)[KEY]["data"]["root"])
         validating = [one for one in placed if one.side == (VAL if model.refit is None else TRAIN)]
         labels = np.array([model.classes.index(one.label) for one in validating])
-        paths = [validating[row].path for row in even_sample(labels, most, seed=0)]
+        chosen = [validating[row] for row in even_sample(labels, most, seed=0)]
+        paths, label_of = [one.path for one in chosen], {one.path: one.label for one in chosen}
     else:
+        label_of = {}
         root, paths = list_pictures(images, "--images")
         paths = paths[:most]
     known = {nfc(name): name for name in model.classes}
@@ -111,7 +113,7 @@ def _to_explain(
     for path, photo in readable_photos(root, paths):
         photos.append(photo)
         names.append(path)
-        truths.append(known.get(nfc((root / path).parent.name)))
+        truths.append(label_of.get(path) or known.get(nfc((root / path).parent.name)))
     if not photos:
         raise FlowersError(
             f"--images: nothing in {images or str(root)!r} can be read as a photo; give others."
@@ -120,14 +122,20 @@ def _to_explain(
 
 
 def _measure(
-    model: FlowerClassifier, photos: Sequence[Tensor], method: str, layer: str | None, folder: Path
+    model: FlowerClassifier,
+    photos: Sequence[Tensor],
+    target: str | None,
+    method: str,
+    layer: str | None,
+    folder: Path,
 ) -> None:
     from flowers_pl.explain.faithfulness import faithfulness
     from flowers_pl.explain.figures import faithfulness_figure
 
     log.info("Measuring on %s how far the maps can be trusted …", plural(len(photos), "image"))
     squares = torch.stack([resize_photo(photo, model.image_size) for photo in photos])
-    measured = faithfulness(model, squares, method=method, layer=layer)
+    targets = None if target is None else [model.classes.index(target)] * len(photos)
+    measured = faithfulness(model, squares, targets, method, layer)
     write_json(folder / "explain.json", measured)
     save_figure(faithfulness_figure(measured), folder / "faithfulness.png")
     own, chance = (measured["maps"][name] for name in (method, "random"))

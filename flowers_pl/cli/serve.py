@@ -45,7 +45,7 @@ def serve(
         certfile: a certificate as a PEM file, for https.
         keyfile: its key, where the PEM file has none.
         max_bytes: most bytes that a request may have.
-        max_pixels: most pixels that a picture may have; a JPEG of up to 64 times as many is read at a reduced
+        max_pixels: most pixels that a picture may have; a JPEG of up to 12 times as many is read at a reduced
             scale.
         max_files: most pictures that a request may have.
         max_requests: most requests under way at a time; half as many from one address.

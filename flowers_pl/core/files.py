@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -183,15 +183,15 @@ def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterabl
     """Write a table that `read_csv` takes back and that is safe in a spreadsheet.
 
     The file is UTF-8; bytes of names that are not, and controls, are written as `core.text.escape_bytes`
-    does. A text that a
-    spreadsheet would take for a formula gets an apostrophe before it (OWASP, "CSV Injection").
+    does. A text that a spreadsheet would take for a formula gets an apostrophe before it (OWASP, "CSV
+    Injection"). The table takes the place of an older one as a whole.
     """
-    with open(file, "w", newline="", encoding="utf-8") as stream:
-        table = [[csv_text(cell) for cell in row] for row in (header, *rows)]
-        returns = any("\r" in str(cell) for row in table for cell in row)  # quoted from Python 3.13 on only
-        writer = csv.writer(
-            stream, lineterminator="\n", quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
-        )
+    table = [[csv_text(cell) for cell in row] for row in (header, *rows)]
+    returns = any("\r" in str(cell) for row in table for cell in row)  # quoted from Python 3.13 on only
+    path = Path(os.path.realpath(file))
+    made = replacing(path) if path.is_file() or not path.exists() else nullcontext(path)  # a device, a pipe
+    with made as whole, open(whole, "w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out, quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL, lineterminator="\n")
         writer.writerows(table)
 
 

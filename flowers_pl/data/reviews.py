@@ -157,6 +157,12 @@ def check_review(
     there = {photo.path for photo in listed}
     used, unused = {}, {}
     for path, decision in by_path.items():
+        if path not in there:
+            unused[path] = "is missing"
+            continue
+        if sha256_of(root / path) != decision.sha256:
+            unused[path] = "is another file than the one that was reviewed"
+            continue
         label = spelled.get(nfc(decision.label))
         if label is None and decision.action == RELABEL:
             label = decision.label
@@ -169,12 +175,7 @@ def check_review(
                 raise FlowersError(
                     f"the label {label!r} of {path!r} is no plain name of a folder; correct it"
                 )
-        if path not in there:
-            unused[path] = "is missing"
-        elif sha256_of(root / path) != decision.sha256:
-            unused[path] = "is another file than the one that was reviewed"
-        else:
-            used[path] = decision._replace(path=path, label=label or "")
+        used[path] = decision._replace(path=path, label=label or "")
     return Review(used, unused)
 
 

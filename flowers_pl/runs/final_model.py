@@ -94,7 +94,7 @@ def write_final(
     {".onnx": export_onnx, ".pt2": export_torch, ".pte": export_executorch}[file.suffix](model, file)
     try:
         files = {file.name: compare(file, model, root, placed, most)}
-    except FlowersError:
+    except BaseException:  # Ctrl-C too: no card speaks of this file yet
         file.unlink(missing_ok=True)
         raise
     log.info("%s: %s", file, files[file.name])
@@ -277,7 +277,10 @@ def judgement_of(folder: Path, step: int | None = None) -> Judgement:
     tested = _read_known(folder / TEST_JSON, judged=str, photos=int, accuracy=float)
     for found in (tested, (exports.get("results") or {}) | {"step": exports.get("step")}):
         if step is not None and found.get("step") == step and isinstance(found.get("accuracy"), float):
-            return Judgement(found["accuracy"], f"{found.get('photos', 0):,} {found.get('judged', 'images')}")
+            judged = str(found.get("judged", "images"))
+            before, of, place = judged.partition("images of ")
+            public = f"{of}{Path(place).name}" if of and not before else judged  # no path of this machine
+            return Judgement(found["accuracy"], f"{found.get('photos', 0):,} {public}")
     return Judgement()
 
 

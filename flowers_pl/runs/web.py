@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import flowers_pl
 from flowers_pl.data.split import Placed
 from flowers_pl.runs.final_model import (
+    Judgement,
     check_calibration,
     compare,
     judgement_of,
@@ -65,6 +66,7 @@ def write_web(
         else:
             log.info("%s: %s", MODEL, measured)
         good = judgement_of(ckpt.parent, read_checkpoint(ckpt)["global_step"])
+        good = Judgement() if quantize else good  # which is of the weights before they were rounded
         name = ckpt.resolve().parent.name
         facts = page_facts(name, model.classes, model.image_size, *good, flowers_pl.__version__)
         size = write_page(folder, file.read_bytes(), facts, files)

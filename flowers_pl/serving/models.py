@@ -112,7 +112,7 @@ def open_exported(path: Path) -> ServedModel:
             path.stem,
             exported.classes,
             exported.image_size,
-            judgement_of(path.parent),
+            Judgement() if path.stem.endswith("_int8") else judgement_of(path.parent),
             8,
             compute,
             explain if MAPS in exported.outputs else None,

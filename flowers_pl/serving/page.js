@@ -145,7 +145,9 @@ function show({ file, address, answer, asked }) {
   if (!answer.error && !answer.heatmap && (asked || rows.length === 1)) without.push("It has no heat maps.");
   find(".about").textContent = [file.name, ...without].filter(Boolean).join(" · ");
   const confidences = Object.entries(answer.probabilities)
-    .map(([label, confidence]) => ({ label, confidence }));
+    .map(([label, confidence]) => ({ label, confidence }))
+    .sort((one, other) => other.confidence - one.confidence)
+    .slice(0, 10);
   props.value = answer.error ? { label: "", confidences: [] } : { label: answer.label, confidences };
   trigger("change");
 }
