@@ -22,9 +22,9 @@ _MEMBERS = re.compile(
     rf"|data/sample_inputs/model\.pt|extra/{re.escape(METADATA)}|archive_format|archive_version|byteorder"
     r"|\.data/(version|serialization_id)|\.format_version|\.storage_alignment"
 )
-_EXPRESSION = re.compile(
-    r"(Symbol|Integer|Add|Mul|(positive|integer)=True|'s\d+'|\bs\d+|\d+|\*(?!\*)|[-+(), ])*+"
-)  # possessive: otherwise a long number takes exponential time
+_EXPRESSION = re.compile(  # a number is one token, or refusing a long one would take exponential time
+    r"(Symbol|Integer|Add|Mul|(positive|integer)=True|'s\d+'|\bs\d+(?!\d)|\d+(?!\d)|\*(?!\*)|[-+(), ])*"
+)
 _OPERATOR = re.compile(
     r"torch\.ops\.aten\.(_assert_tensor_metadata|to|_to_copy|_upsample_bilinear2d_aa|add|sub|div|floor|clamp"
     r"|conv2d|batch_norm|hardtanh_?|relu6_?|mean|linear|softmax|flip|cat|unflatten|transpose)\.\w+"
