@@ -154,7 +154,7 @@ def _check(root: Path, out: Path, sizes: Sequence[int], workers: int | None) -> 
             f"--out: {str(out)!r} is inside --root, where it would count as photos; choose another."
         )
     check_writable(out, "--out")
-    for left in out.absolute().parent.glob(f".{out.name}-????????"):
+    for left in out.parent.glob(f".{out.name}-????????"):
         log.warning("%s is left of a 'pack' that was killed, or is under way; remove it if not.", left)
 
 
