@@ -88,14 +88,18 @@ def test_export_to_int8_with_the_photos_moved_away(run: Path, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-def test_a_file_that_does_not_agree_is_removed(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("before", [None, b"of an older export"])
+def test_a_file_that_does_not_agree_leaves_what_was_there(
+    before: bytes | None, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if before:
+        (run / "final.pt2").write_bytes(before)
     forward = Deployable.forward
     monkeypatch.setattr(Deployable, "forward", lambda module, photos: forward(module, photos).flip(1))
     assert main(["export"]) == 1
     assert "differs from its checkpoint" in capsys.readouterr().err
-    assert not {"final.pt2", "exports.json", "MODEL_CARD.md"} & {file.name for file in run.iterdir()}
+    assert not {"exports.json", "MODEL_CARD.md"} & {file.name for file in run.iterdir()}
+    assert [file.read_bytes() for file in run.iterdir() if file.suffix == ".pt2"] == [before] * bool(before)
 
 
 def test_a_folder_that_is_not_there(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

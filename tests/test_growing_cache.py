@@ -416,8 +416,8 @@ def test_without_locks_a_shard_is_never_shared(root: Path, monkeypatch: pytest.M
     def none(folder: Path) -> bool:
         return False
 
-    for module in ("cache_folder", "cache_update"):
-        monkeypatch.setattr(f"flowers_pl.data.{module}.has_locks", none)
+    for module in ("core.locks", "data.cache_folder", "data.cache_update"):
+        monkeypatch.setattr(f"flowers_pl.{module}.has_locks", none)
     first = decode(root)
     assert first.folder is not None
     before = {file: file.read_bytes() for file in first.folder.glob("*-*")}

@@ -19,9 +19,11 @@ from test_cli import failure
 from flowers_pl import main
 from flowers_pl.core.files import read_json, write_csv, write_json
 from flowers_pl.data.batches import Prediction
+from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.sampling import WholeBatches
 from flowers_pl.evaluation.growing_table import GrowingTable
 from flowers_pl.evaluation.predictions import PredictionTable, prediction_rows, write_predictions
+from flowers_pl.runs.predicting import predict_exported
 
 HERE = Path(__file__).parent
 RUN = HERE / "data" / "run-0.1.0"
@@ -178,6 +180,20 @@ def test_what_nobody_began_is_begun_and_nothing_is_left_of_nothing(
         capsys, "predict", *PREDICT, "--out", "y.csv", "--trainer.limit_predict_batches", "0"
     )
     assert left(home) == ["whole.csv", "x.csv"]
+
+
+@pytest.mark.parametrize(("limit", "batches"), [(1, 1), (3, 3), (99, 8), (0, 0), (0.5, 4), (1.0, 8)])
+def test_an_exported_model_keeps_to_the_limit_as_the_trainer_does(
+    home: Path, limit: float, batches: int
+) -> None:
+    data = FlowersDataModule(predict_root="photos", batch_size=2, workers=0, image_size=32)
+    data.classes = ["daisy", "rose", "tulip"]
+    data.setup("predict")
+
+    def exported(photos: torch.Tensor) -> np.ndarray:
+        return np.full((len(photos), 3), 1 / 3, np.float32)
+
+    assert len(list(predict_exported(exported, data, limit))) == batches  # type: ignore[arg-type]
 
 
 def test_two_processes_do_not_write_one_table(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -268,3 +268,17 @@ def test_a_run_says_what_was_done_and_resume_compares_it(
 
 def test_the_words_count() -> None:
     assert in_words({}) == "review.csv has decisions on 0 photos: 0 kept, 0 left out, 0 with another label"
+
+
+def test_two_spellings_of_one_photo_are_refused(root: Path, tmp_path: Path) -> None:
+    (root / "rose/rose_0001.png").rename(root / "rose/r\u00f3se.png")
+    composed, apart = "rose/r\u00f3se.png", "rose/ro\u0301se.png"
+    digest = sha256_of(root / composed)
+    file = tmp_path / "review.csv"
+    write_review(file, [Decision(composed, "keep", "", digest), Decision(apart, "exclude", "", digest)])
+    with pytest.raises(
+        FlowersError, match=r"--data\.review: .*'rose/r\u00f3se\.png' is listed in two spellings"
+    ):
+        module(root, review=str(file))
+    write_review(file, [Decision(apart, "exclude", "", digest)])  # one spelling may be another system's
+    assert composed in {entry.path for entry in module(root, review=str(file)).left_out}

@@ -118,3 +118,26 @@ def test_a_request_that_never_comes_is_given_up(plain: ServedModel, monkeypatch:
             connection.sendall(f"{head}Content-Type: multipart/form-data; boundary=b\r\n\r\n--b".encode())
             assert connection.recv(10_000).startswith(b"HTTP/1.1 408")
         assert client.post("/classify", files=parts(ROSE)).status_code == 200
+
+
+def test_forms_that_never_come_leave_room_for_requests(
+    plain: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "DRAINED_SECONDS", 0.1)
+    monkeypatch.setattr(guard, "FORM_SECONDS", 2.0)
+    token = "a-token-of-some-length"
+    with running(plain, RequestLimits(max_requests=2), token=token) as client:
+        host, port = client.base_url.host, client.base_url.port
+        head = f"POST /enter HTTP/1.1\r\nHost: {host}\r\nContent-Length: 900\r\n\r\n".encode()
+        forms = [socket.create_connection((host, port)) for _ in range(guard.MAX_FORMS)]
+        for form in forms:
+            form.settimeout(20)
+            form.sendall(head)
+        known = {"authorization": f"Bearer {token}"}
+        assert client.post("/classify", files=parts(ROSE), headers=known).status_code == 200
+        said = sorted(form.recv(10_000)[:12] for form in forms)
+        half = guard.MAX_FORMS // 2  # from one address
+        assert said == [b"HTTP/1.1 408"] * half + [b"HTTP/1.1 429"] * half
+        for form in forms:
+            form.close()
+        assert client.post("/enter", data={"token": token}).status_code == 303

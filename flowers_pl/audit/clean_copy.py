@@ -10,14 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from flowers_pl.core.errors import FlowersError, reason_of
+from flowers_pl.core.locks import take
 from flowers_pl.core.text import nfc, plural, printable
 from flowers_pl.data.folder import Photo, list_class_files, split_folders
 from flowers_pl.data.reviews import EXCLUDE, Review, open_review
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -128,13 +124,8 @@ def _unfinished(to: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        if fcntl is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # on the folder: no file is left behind
-            except BlockingIOError as error:
-                raise FlowersError(f"--to: another process is writing {str(to)!r}; let it end.") from error
-            except OSError:  # a file system without locks
-                pass
+        if not take(handle):  # a lock on the folder: no file is left behind
+            raise FlowersError(f"--to: another process is writing {str(to)!r}; let it end.")
         try:
             for left in folder.iterdir():  # by a killed process
                 shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()

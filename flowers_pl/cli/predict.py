@@ -57,7 +57,7 @@ def _run_exported(evaluation: Evaluation, file: Path) -> None:
 
     def fill(table: PredictionTable) -> None:
         data.num_predicted = table.done.rows
-        for prediction in predict_exported(exported, data):
+        for prediction in predict_exported(exported, data, evaluation.trainer.limit_predict_batches):
             table.add_predictions([prediction])
 
     _write(evaluation, exported.classes, False, fill)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+
+from filelock import FileLock
 
 from flowers_pl.core.files import INCAPABLE, warn_incapable
 
@@ -30,6 +33,21 @@ def has_locks(folder: Path) -> bool:
             warn_incapable("lock files; run one command at a time on these photos", error)
             return False
     return True
+
+
+def lock(file: Path, timeout: float = -1) -> AbstractContextManager[object]:
+    """Return a lock among processes and threads; none where the file system has none.
+
+    Args:
+        file: is made where it is missing; whoever can write to its folder can wait for it.
+        timeout: seconds after which entering raises `TimeoutError`; -1 for never.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    if not has_locks(file.parent):
+        return nullcontext()
+    return FileLock(file, timeout, mode=0o666, thread_local=False, poll_interval=0.02)
 
 
 def hold(handle: int) -> None:

@@ -14,15 +14,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
-
-from flowers_pl.core.locks import has_locks, hold, take
+from flowers_pl.core.locks import has_locks, hold, lock, take
 
 USED = "used"
-LOCK_MODE = 0o666  # whoever can write to the folder can wait for its lock
 LEFT_ALONE = 86_400.0  # seconds after which nobody is building, where locks cannot tell
 ENTRY = r".+-[0-9a-f]{12}-\d+(-unkept)?(-user\d+)?"
 LEFTOVER = rf"\.(?P<entry>{ENTRY})-[a-z0-9_]{{8}}"  # what a killed process was removing
@@ -59,7 +56,7 @@ def temporary_cache_dir() -> Path:
 
 def entry_lock(entry: Path, timeout: float = -1) -> AbstractContextManager[object]:
     """Return the lock that whoever changes or removes an entry must hold; none where there are no locks."""
-    return FileLock(f"{entry}.lock", timeout, mode=LOCK_MODE) if has_locks(entry.parent) else nullcontext()
+    return lock(Path(f"{entry}.lock"), timeout)
 
 
 class Hold:

@@ -150,10 +150,14 @@ def check_review(
         new_classes: whether a label may be no class of the folder, as long as it could be a folder's name.
 
     Raises:
-        FlowersError: a label is no class.
+        FlowersError: a label is no class, or two decisions are on one photo.
     """
     spelled = {nfc(photo.label): photo.label for photo in listed}
-    by_path = match_names({one.path: one for one in decisions}, (photo.path for photo in listed))
+    given = {one.path: one for one in decisions}
+    by_path = match_names(given, (photo.path for photo in listed))
+    if len(by_path) < len(given):
+        twice = Counter(nfc(path) for path in given).most_common(1)[0][0]
+        raise FlowersError(f"{twice!r} is listed in two spellings of its letters (Unicode); remove one row")
     there = {photo.path for photo in listed}
     used, unused = {}, {}
     for path, decision in by_path.items():

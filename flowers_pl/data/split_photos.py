@@ -167,7 +167,7 @@ class SplitPhotos:
         """
         if not strategy.reduce_boolean_decision(strategy.broadcast(self.placed) == self.placed):
             raise FlowersError(
-                f"--data.root: the processes of this run do not find the same photos in {str(root)!r}; copy"
+                f"--data.root: the processes of this run see different photos in {str(root)!r}; copy"
                 " the folder from one machine to the others or, if it changed just now, start again."
             )
 

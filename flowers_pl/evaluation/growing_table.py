@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import glob
 import io
 import os
@@ -15,11 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import csv_text, read_json, sync_file, sync_folder, write_json
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where an open file cannot be replaced anyway
-    fcntl = None  # type: ignore[assignment]
+from flowers_pl.core.locks import take
 
 SAVE_EVERY = 5.0  # seconds of work that a kill costs at most
 
@@ -127,13 +122,12 @@ class GrowingTable:
         Raises:
             FlowersError: another process writes the table, or has just finished it.
         """
+        handle = stream.fileno()
         try:
-            if fcntl is not None:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = not os.path.samestat(os.stat(self.partial), os.fstat(stream.fileno()))
-        except OSError as error:
-            taken = error.errno in (errno.EAGAIN, errno.EACCES, errno.ENOENT)  # else there are no locks
-        if taken:
+            alone = take(handle) and os.path.samestat(os.stat(self.partial), os.fstat(handle))
+        except FileNotFoundError:
+            alone = False
+        if not alone:
             raise FlowersError(
                 f"{str(self.file)!r} is being written by another process; wait for its end or choose another"
                 " file by --out."

@@ -181,6 +181,11 @@ def written_whole(file: Path) -> Iterator[Path]:
         with replacing(file) as unfinished:
             yield unfinished
     except (OSError, RuntimeError) as error:
-        raise FlowersError(
-            f"{str(file)!r} cannot be written ({error}); free some space or choose another folder."
-        ) from error
+        raise unwritable(file, error) from error
+
+
+def unwritable(file: Path, error: Exception) -> FlowersError:
+    """Return the error for a file that cannot be written."""
+    return FlowersError(
+        f"{str(file)!r} cannot be written ({error}); free some space or choose another folder."
+    )

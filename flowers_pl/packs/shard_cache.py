@@ -10,15 +10,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from threading import Lock
 
-from filelock import FileLock
-
 from flowers_pl.core.errors import FlowersError, reason_of
 from flowers_pl.core.files import replacing, warn_once
-from flowers_pl.core.locks import has_locks, take
+from flowers_pl.core.locks import lock, take
 from flowers_pl.core.room import reserve
 from flowers_pl.packs.index import DIGEST, FileEntry
 from flowers_pl.packs.remote import Store
@@ -133,7 +131,7 @@ class ShardCache:
 
     def _make_room(self, entry: FileEntry, part: Path) -> None:
         """Reserve room for a shard, after removing those that were not used for longest."""
-        with _lock(self.folder / "room.lock"):
+        with lock(self.folder / "room.lock"):
             there = {}
             for file in (self.folder / SHARDS).iterdir():
                 with suppress(FileNotFoundError):
@@ -191,14 +189,7 @@ def remove_shard(file: Path, fetched: str | None = None) -> bool:
 
 
 def _lock_of(folder: Path, name: str, timeout: float = -1) -> AbstractContextManager[object]:
-    return _lock(folder / f"{_lock_number(name):02d}.lock", timeout)
-
-
-def _lock(file: Path, timeout: float = -1) -> AbstractContextManager[object]:
-    """Return a lock among processes and threads; none where the file system has none."""
-    if not has_locks(file.parent):
-        return nullcontext()
-    return FileLock(file, timeout, thread_local=False, poll_interval=0.02)
+    return lock(folder / f"{_lock_number(name):02d}.lock", timeout)
 
 
 def _lock_number(name: str) -> int:

@@ -69,7 +69,7 @@ def write_final(
     """Export a model, compare it with its checkpoint, and write its card.
 
     It is compared on validation photos, which are training photos too in a refit, or on generated images
-    where none of the photos can be read. A file that does not agree is removed.
+    where none of the photos can be read. An older file stays where the new one does not agree.
 
     Args:
         model: the trained model.
@@ -82,21 +82,22 @@ def write_final(
         results: how the model was evaluated, for its card where `test` has not evaluated it.
 
     Raises:
-        FlowersError: the exported model does not agree with the checkpoint, or there are no training photos
-            to calibrate int8 on.
+        FlowersError: the exported model cannot be written or does not agree with the checkpoint, or there are
+            no training photos to calibrate int8 on.
     """
     from flowers_pl.export.mobile import export_executorch
-    from flowers_pl.export.write import export_onnx, export_torch
+    from flowers_pl.export.write import export_onnx, export_torch, unwritable
 
     if quantize:
         check_calibration(root, placed)
     log.info("Writing %s and comparing it with %s …", file, ckpt)
-    {".onnx": export_onnx, ".pt2": export_torch, ".pte": export_executorch}[file.suffix](model, file)
+    write = {".onnx": export_onnx, ".pt2": export_torch, ".pte": export_executorch}[file.suffix]
     try:
-        files = {file.name: compare(file, model, root, placed, most)}
-    except BaseException:  # Ctrl-C too: no card speaks of this file yet
-        file.unlink(missing_ok=True)
-        raise
+        with replacing(file) as unfinished:
+            write(model, unfinished)
+            files = {file.name: compare(unfinished, model, root, placed, most)}
+    except OSError as error:
+        raise unwritable(file, error) from error
     log.info("%s: %s", file, files[file.name])
     if quantize:
         files |= write_int8(file, root, placed)
@@ -129,7 +130,7 @@ def compare(
     photos = (photo for _, photo in _photos_there(root, checked))
     agreement = check_export(exported, model, photos, called)
     if not agreement.photos:
-        log.warning("No %s is below %r, so %s is checked on generated images.", called, str(root), file)
+        log.warning("No %s is below %r, so the export is checked on generated images.", called, str(root))
         agreement = check_export(exported, model, generated_images(), "generated image")
     agreement.verify()
     return f"{agreement}; checked on {processor()}"

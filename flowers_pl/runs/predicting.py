@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -48,7 +49,9 @@ class WritePredictions(L.Callback):
             self.table.add_predictions(found)
 
 
-def predict_exported(exported: Exported, data: FlowersDataModule) -> Iterator[Prediction]:
+def predict_exported(
+    exported: Exported, data: FlowersDataModule, limit: int | float = 1.0
+) -> Iterator[Prediction]:
     """Yield the predictions of an exported model; this needs neither its checkpoint nor its training photos.
 
     The loader's workers decode and resize while the model runs; its own resize leaves such photos as they
@@ -57,6 +60,8 @@ def predict_exported(exported: Exported, data: FlowersDataModule) -> Iterator[Pr
     Args:
         exported: the model.
         data: with the photos to predict listed, at the model's size.
+        limit: the Trainer's `limit_predict_batches`: a number of batches, or a share of them.
     """
-    for batch in data.predict_dataloader():
+    loader = data.predict_dataloader()
+    for batch in islice(loader, limit if isinstance(limit, int) else int(len(loader) * limit)):
         yield Prediction(batch.rows, torch.from_numpy(exported(batch.photos)), batch.unreadable)

@@ -56,7 +56,7 @@ class SamePhotos(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it; its annotations do not know
         if trainer.world_size > 1 and not same_on_all_ranks(trainer, digest_of(data.file_paths)):
             raise FlowersError(
-                "--data.predict_root or --data.test_root: the processes of this run do not find the same"
+                "--data.predict_root or --data.test_root: the processes of this run see different"
                 " photos there; copy the folder from one machine to the others, or start again if it was"
                 " changing."
             )

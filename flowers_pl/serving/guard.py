@@ -14,6 +14,8 @@ OWN = ("/classify", "/health", "/model", "/docs", "/openapi.json", "/static-offl
 # take names of files on the server, addresses to fetch, uploads to keep, or code.
 PAGE = ("/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json", "/assets/", "/static/")
 BODY_SECONDS = 60.0  # in which a request must have come
+FORM_SECONDS = 5.0  # in which the form with the token must have come, which anyone may send
+MAX_FORMS = 8  # at a time: they never take the room of requests
 DRAINED_SECONDS = 10.0  # for which the rest of a refused request is read, so that the client reads the answer
 RETRY = [("retry-after", "1")]
 BUSY = "The server has as many requests as it can take; ask again in a second."
@@ -60,6 +62,7 @@ class Guard:
     def __init__(self, app: App, access: Access, limits: RequestLimits) -> None:
         self.app, self.access, self.limits = app, access, limits
         self.under_way: Counter[str] = Counter()  # requests by address
+        self.forms: Counter[str] = Counter()  # likewise
         self.held = 0  # bytes of bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,27 +73,31 @@ class Guard:
         if scope["type"] != "http":  # nothing here speaks another protocol
             await send({"type": "websocket.close", "code": 1008})
             return
-        body, reply = _Body(receive, self), _Reply(send)
+        enters, reply = self.access.enters(scope), _Reply(send)
+        under_way, most = (self.forms, MAX_FORMS) if enters else (self.under_way, self.limits.max_requests)
+        body = _Body(receive, self, FORM_SECONDS if enters else BODY_SECONDS)
         address = (scope.get("client") or ("",))[0]
         try:
             self.access.check(scope)
             _check_path(scope["path"])
-            self._check_room(scope, address)
+            self._check_room(scope, under_way, most, address)
         except Refusal as refusal:
             await body.drain()
             await refusal.send(reply)
             return
-        self.under_way[address] += 1
+        under_way[address] += 1
         try:
-            if self.access.enters(scope):
-                await (await self.access.enter(scope, body)).send(reply)
+            if not enters:
+                await self._answer(scope, body, reply)
                 return
-            await self._answer(scope, body, reply)
+            answer = await self.access.enter(scope, body)
         finally:
             self.held -= body.size
-            self.under_way[address] -= 1
-            if not self.under_way[address]:
-                del self.under_way[address]
+            under_way[address] -= 1
+            if not under_way[address]:
+                del under_way[address]
+        await body.drain()
+        await (body.refusal or answer).send(reply)
 
     async def _answer(self, scope: Scope, body: _Body, reply: _Reply) -> None:
         """Let the application answer, unless the body turns out to be too large or too slow."""
@@ -110,13 +117,13 @@ class Guard:
             await body.drain()
             await body.refusal.send(reply)
 
-    def _check_room(self, scope: Scope, address: str) -> None:
-        limits, length = self.limits, header(scope, b"content-length") or ""
-        if length.isdecimal() and int(length) > limits.max_bytes:
+    def _check_room(self, scope: Scope, under_way: Counter[str], most: int, address: str) -> None:
+        length = header(scope, b"content-length") or ""
+        if length.isdecimal() and int(length) > self.limits.max_bytes:
             raise self.too_large()
-        if self.under_way.total() >= limits.max_requests:
+        if under_way.total() >= most:
             raise Refusal(503, BUSY, RETRY)
-        if self.under_way[address] >= max(1, limits.max_requests // 2):
+        if under_way[address] >= max(1, most // 2):
             raise Refusal(429, "Too many requests from this address are under way; ask again later.", RETRY)
 
     def too_large(self) -> Refusal:
@@ -151,9 +158,9 @@ def _check_path(path: str) -> None:
 class _Body:
     """Receive the body of a request, up to the limits: beyond them the application sees a lost client."""
 
-    def __init__(self, receive: Receive, guard: Guard) -> None:
+    def __init__(self, receive: Receive, guard: Guard, seconds: float) -> None:
         self._receive, self._guard = receive, guard
-        self._until = asyncio.get_running_loop().time() + BODY_SECONDS
+        self._until = asyncio.get_running_loop().time() + seconds
         self._complete = False
         self.size = 0
         self.refusal: Refusal | None = None

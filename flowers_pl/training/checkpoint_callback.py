@@ -209,6 +209,34 @@ class RunCheckpoints(Checkpoint):
                 metric._update_count = 1  # on all ranks, which compute it together
 
 
+class AddToBest(Checkpoint):
+    """Adds something to `best.ckpt` when training ends, with the best weights.
+
+    It belongs after `RunCheckpoints`, which restores these. It is a `Checkpoint` because Lightning runs
+    callbacks of that class after all others.
+    """
+
+    def __init__(self) -> None:
+        self._has_trained = False
+
+    def add(self, trainer: L.Trainer, module: Any, file: Path) -> None:
+        """Add to a checkpoint, on one rank, and let all ranks' modules have the same."""
+        raise NotImplementedError
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._has_trained = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add it; do nothing where no checkpoint is the best."""
+        if (file := best_checkpoint(trainer)) is not None:
+            self.add(trainer, pl_module, file)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add it where a killed run was resumed with nothing left to train: Lightning skips its hooks."""
+        if not self._has_trained:
+            self.on_train_end(trainer, pl_module)
+
+
 def metrics_so_far(trainer: L.Trainer, module: nn.Module) -> dict[str, dict[str, Tensor]]:
     """Return the states of the metrics that were updated, summed over the ranks; all ranks must call it."""
     return {

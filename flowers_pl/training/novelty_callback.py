@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from flowers_pl.data.batches import CachedPhotos
@@ -16,16 +16,13 @@ from flowers_pl.data.sampling import even_sample
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.features import pooled_features
 from flowers_pl.network.novelty import NUM_PHOTOS, Novelty
-from flowers_pl.training.checkpoint_callback import best_checkpoint
+from flowers_pl.training.checkpoint_callback import AddToBest
 from flowers_pl.training.checkpoint_files import add_to_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
 
 
-class FitNovelty(Checkpoint):
+class FitNovelty(AddToBest):
     """Fits the novelty score with the best weights when training ends, and adds it to `best.ckpt`.
-
-    It belongs after `RunCheckpoints`, which restores the best weights. It is a `Checkpoint` because Lightning
-    runs callbacks of that class after all others.
 
     >>> import lightning as L
     >>> from flowers_pl.training.checkpoint_callback import RunCheckpoints
@@ -35,23 +32,9 @@ class FitNovelty(Checkpoint):
     ['RunCheckpoints', 'FitNovelty']
     """
 
-    def __init__(self) -> None:
-        self._has_trained = False
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._has_trained = True
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Fit where a killed run was resumed with nothing left to train: Lightning skips its hooks."""
-        if not self._has_trained:
-            self.on_train_end(trainer, pl_module)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Fit the score on one rank and send it to the others; do nothing where no checkpoint is the best."""
-        if (file := best_checkpoint(trainer)) is None:
-            return
-        module, data = cast(FlowerClassifier, pl_module), cast(Any, trainer).datamodule
-        dtype = module.compute_dtype or torch.float32
+    def add(self, trainer: L.Trainer, module: FlowerClassifier, file: Path) -> None:
+        """Fit the score on one rank and send it to the others."""
+        data, dtype = cast(Any, trainer).datamodule, module.compute_dtype or torch.float32
         found = fit_novelty(module, data, dtype) if trainer.is_global_zero else None
         state = None if found is None else found.state()
         state = trainer.strategy.broadcast(state)
