@@ -1,4 +1,4 @@
-"""Compare the strong recipe with a plain torch script of the same recipe, in pairs, one after the other.
+"""Compare the strong recipe with a plain torch script of the same recipe, in pairs, in turn the one first.
 
     python -m benchmarks.compare_strong PHOTOS --weights FILE [--head_epochs 6] [--epochs 25] [--pairs 3]
 
@@ -32,7 +32,7 @@ def plain(args: argparse.Namespace, folder: Path) -> dict[str, float]:
         folder,
     )  # fmt: skip
     found = json.loads(watched.output.splitlines()[-1])
-    return {name: found[name] for name in ("stage_1", "stage_2")} | {"seconds": watched.seconds}
+    return found | {"seconds": watched.seconds}
 
 
 def ours(args: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -48,8 +48,9 @@ def ours(args: argparse.Namespace, folder: Path) -> dict[str, float]:
         folder,
     )  # fmt: skip
     with open(folder / "checkpoints/run/metrics.csv") as table:
-        rates = stage_rates(list(csv.DictReader(table)))
-    return rates | {"seconds": watched.seconds}
+        rows = list(csv.DictReader(table))
+    accuracy = float(rows[-1]["val_accuracy"])
+    return stage_rates(rows) | {"seconds": watched.seconds, "val_accuracy": accuracy}
 
 
 def main() -> None:
@@ -64,10 +65,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="of the plain script: float32 or bfloat16")
     parser.add_argument("--precision", default="32", help="of fit")
     args = parser.parse_args()
+    args.weights = str(Path(args.weights).resolve())
     print(machine(), flush=True)
     both: dict[str, list[dict[str, float]]] = {"plain": [], "ours": []}
     for pair in range(args.pairs):
-        for name, time in (("plain", plain), ("ours", ours)):
+        for name, time in (("plain", plain), ("ours", ours))[:: 1 if pair % 2 == 0 else -1]:
             with tempfile.TemporaryDirectory() as folder:
                 both[name].append(time(args, Path(folder)))
             print(pair, name, json.dumps(both[name][-1]), flush=True)

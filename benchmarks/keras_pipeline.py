@@ -1,7 +1,8 @@
 """Time the original notebook's training in Keras: its model, augmentation, batches, optimizers and epochs.
 
 It needs an environment of its own with tensorflow-cpu, scipy and pillow. The backbone starts from random
-values, which changes no timing and needs no download. Prints one JSON line.
+values, which changes no timing and needs no download. Like the notebook it changes no brightness, which
+the recipe here does. Prints one JSON line.
 """
 
 import argparse

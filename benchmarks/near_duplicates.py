@@ -114,6 +114,8 @@ def main() -> None:
         process = get_context("spawn").Process(target=measure, args=(count,))
         process.start()
         process.join()
+        if process.exitcode:
+            raise SystemExit(process.exitcode)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Fine-tune by the strong recipe in plain torch, as someone who knows torch would write it in an afternoon.
 
-    python benchmarks/plain_strong.py PHOTOS --weights FILE [--epochs 20] [--dtype float32] [--threads 2]
+    python benchmarks/plain_strong.py PHOTOS --weights FILE [--epochs 25] [--dtype float32] [--threads 2]
 
 What `configs/strong.yaml` trains without a teacher: the head on a frozen backbone, then `features[4:]` and
 the head with AdamW, rates that fall with depth, warm-up and a cosine, clipped gradients, label smoothing,
@@ -62,12 +62,12 @@ def factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - first) / (steps - first)))
 
 
-def groups_of(model: nn.Module, rate: float) -> list[dict]:
+def groups_of(model: nn.Module, first: int, rate: float, head_rate: float) -> list[dict]:
     """Return the optimizer's groups: slower for every three blocks downwards; no decay of vectors."""
     groups = []
-    for block in [*range(4, 19), None]:
+    for block in [*range(first, 19), None]:
         part = model.classifier if block is None else model.features[block]
-        lr = rate * (3 if block is None else 0.75 ** ((18 - block) // 3))
+        lr = head_rate if block is None else rate * 0.75 ** ((18 - block) // 3)
         for matrices in (True, False):
             weights = [weight for weight in part.parameters() if (weight.ndim > 1) == matrices]
             groups.append(
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("photos")
     parser.add_argument("--weights", required=True, help="ImageNet weights, a state_dict of torchvision's")
     parser.add_argument("--head_epochs", type=int, default=6)
-    parser.add_argument("--epochs", type=int, default=20, help="of stage 2")
+    parser.add_argument("--epochs", type=int, default=25, help="of stage 2")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -134,10 +134,9 @@ def main() -> None:
     for stage, first, epochs in ((1, 19, args.head_epochs), (2, 4, args.epochs)):
         model.requires_grad_(True)
         model.features[:first].requires_grad_(False)
-        if stage == 1:
-            optimizer: torch.optim.Optimizer = torch.optim.Adam(model.classifier.parameters(), 1e-3)
-        else:
-            optimizer = torch.optim.AdamW(groups_of(model, 4e-4), fused=True)
+        optimizer = torch.optim.AdamW(
+            groups_of(model, first, 4e-4, 1e-3 if stage == 1 else 12e-4), fused=True
+        )
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         average = [weight.detach().clone() for weight in trained]
         steps = epochs * -(-len(kept) // args.batch)
@@ -146,13 +145,12 @@ def main() -> None:
             start = time.perf_counter()
             model.train()
             model.features.eval()
-            least = 0.8 if stage == 2 and epoch >= epochs - 2 else 0.35
+            least = 0.8 if epoch >= epochs - 2 else 0.35
             shuffled = random.permutation(kept)
             for at in range(0, len(shuffled), args.batch):
                 rows = shuffled[at : at + args.batch]
-                if stage == 2:
-                    for group in optimizer.param_groups:
-                        group["lr"] = group["initial"] * factor(step, steps, 0.1)
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial"] * factor(step, steps, 0.1)
                 photos, targets = batch(rows, least), torch.from_numpy(labels[rows])
                 optimizer.zero_grad()
                 with cast:

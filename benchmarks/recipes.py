@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.watching import machine
+from flowers_pl import FlowerClassifier
 from flowers_pl.evaluation.calibration import equal_mass_error
 from flowers_pl.network.answers import Temperature
 
@@ -226,7 +227,7 @@ def pooled_calibration(folders: list[Path]) -> tuple[float, float, float, float]
     a perfectly calibrated model of the same confidences, by 200 simulations, and the mean temperature.
 
     Args:
-        folders: of runs that were not calibrated themselves.
+        folders: of runs; the temperature that a run has fitted on the whole side is taken back first.
     """
     before, after, right, temperatures = [], [], [], []
     for folder in folders:
@@ -234,7 +235,8 @@ def pooled_calibration(folders: list[Path]) -> tuple[float, float, float, float]
             rows = list(csv.DictReader(file))
         classes = json.loads((folder / "test.json").read_text())["classes"]
         shares = torch.tensor([[float(row[name]) for name in classes] for row in rows], dtype=torch.float64)
-        scores = shares.clamp(1e-12).log()
+        own = FlowerClassifier.load(folder / "best.ckpt").temperature
+        scores = (1 if own is None else own.value) * shares.clamp(1e-12).log()
         truth = torch.tensor([classes.index(row["path"].partition("/")[0]) for row in rows])
         half = torch.from_numpy(np.random.default_rng(0).permutation(len(rows)) % 2 == 0)
         judged = torch.empty_like(scores)
@@ -275,10 +277,12 @@ def main() -> None:
     if args.summary:
         summary(done(args.table))
         if args.runs:
-            folders = [args.runs / f"strong-{split}-0/checkpoints/run" for split in SPLITS]
-            print("pooled ECE before and after, by chance, temperature:", pooled_calibration(folders))
+            every = [args.runs / f"strong-{split}-0/checkpoints/run" for split in SPLITS]
+            folders = [folder for folder in every if (folder / "test.json").exists()]
+            print(f"pooled ECE of {len(folders)} splits before and after, by chance, temperature:")
+            print(pooled_calibration(folders))
         return
-    args.torch = torch.__version__
+    args.weights, args.torch = str(Path(args.weights).resolve()), torch.__version__
     args.device = torch.cuda.get_device_name() if torch.cuda.is_available() else machine()
     args.commit = os.environ.get("COMMIT") or _commit()
     args.fit, args.teacher = ([f"--{option}" for option in group] for group in (args.fit, args.teacher))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,3 +129,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if not {"slow", "release"}.isdisjoint(item.keywords):
                 item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape what is not UTF-8 in the output of a test: processes of pytest-xdist cannot send it."""
+    report = yield
+    report.sections = [(name, _utf8(text)) for name, text in report.sections]
+    if (said := str(report.longrepr)) != _utf8(said):
+        report.longrepr = _utf8(said)
+    return report
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -207,6 +207,15 @@ def test_all_classes_can_be_chosen_by_keys_where_there_are_many(
         page.keyboard.press("Enter")
         labels = [one.label for one in read_review(saved(page))]
         assert labels == ["class 02", "class 39"]
+        left = page.locator("#left").inner_text()
+        page.keyboard.press("0")
+        page.keyboard.type("class 38")
+        page.keyboard.press("Escape")  # nothing is chosen
+        assert page.locator("#left").inner_text() == left
+        page.keyboard.down("1")
+        page.keyboard.down("1")  # a key that is held decides once
+        page.keyboard.up("1")
+        assert len(read_review(saved(page))) == 3
 
 
 def test_on_a_phone_a_tap_opens_the_view(

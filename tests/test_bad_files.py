@@ -147,7 +147,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Done(home, process.stdout, process.stderr, json.loads((home / "told.json").read_text()))
 
 
-@pytest.mark.release
+@pytest.mark.slow
 def test_all_three_commands_end_well_and_take_little_memory(done: Done) -> None:
     assert done.told["codes"] == {"fit": 0, "test": 0, "predict": 0}
     assert "Traceback" not in done.err

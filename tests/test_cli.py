@@ -67,7 +67,7 @@ def failure(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return said[-1]
 
 
-@pytest.mark.release
+@pytest.mark.slow
 def test_a_run_leaves_everything_in_its_folder(inside: Path, drawings: Path) -> None:
     run = inside / "checkpoints" / "first"
     names = {path.name for path in run.iterdir() if not path.name.startswith("events.out")}

@@ -116,4 +116,4 @@ def test_pre_commit_runs_checks_of_the_ci() -> None:
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     entries = [hook["entry"] for hook in repository["hooks"]]
     run = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert entries == [line.removesuffix(" .") for line in run if re.match("ruff|mypy", line)]
+    assert entries == [line.strip().removesuffix(" .") for line in run if re.match(" *(ruff|mypy)", line)]

@@ -14,8 +14,11 @@ import pytest
 import torch
 import yaml
 from comparing import assert_same_runs
+from jsonargparse import Namespace
 
 from flowers_pl.cli.app import main
+from flowers_pl.cli.refit import forget_identity
+from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.names import KEY
 from flowers_pl.data.split import HEADER
 from flowers_pl.export.load import Exported
@@ -77,7 +80,7 @@ def kept_epochs(run: Path) -> tuple[int, int]:
     return int(np.argmin(head)) + 1, best + 1 - len(head)
 
 
-@pytest.mark.release
+@pytest.mark.slow
 def test_each_stage_has_the_epochs_that_the_run_kept(home: Path) -> None:
     stages = [row["stage"] for row in read_table(REFIT / "metrics.csv")]
     assert (stages.count(1), stages.count(2)) == kept_epochs(RUN)
@@ -106,6 +109,10 @@ def test_the_epochs_are_read_from_the_run(
     (run / "metrics.csv").write_text("\n".join(["epoch,stage,val_loss", *table]) + "\n")
     found = read_refit(run)
     assert (found.head_epochs, found.top_epochs) == expected
+    (run / "metrics.csv").unlink()
+    if best > 2:
+        with pytest.raises(FlowersError, match="does not have all epochs of stage 1"):
+            read_refit(run)
     checkpoint[KEY]["stage"]["chooses"] = False  # as with a cosine, whose last epochs are kept
     torch.save(checkpoint, run / "best.ckpt")
     assert read_refit(run).head_epochs == (3 if best > 2 else 2)
@@ -212,6 +219,17 @@ def test_the_strong_recipes_schedule_runs_to_its_end(home: Path) -> None:
     assert [rows[0]["lr_head"], rows[2]["lr_head"]] == pytest.approx(last, rel=1e-5)
 
 
+def test_a_name_in_a_file_of_settings_is_the_refits(home: Path) -> None:
+    for name, args, expected in (
+        ("run", [], None),  # of the run's own settings
+        ("mine", [], "mine"),
+        ("run", ["--run_name", "run"], "run"),
+    ):
+        settings = Namespace(ckpt_path=None, run_name=name)
+        forget_identity(settings, RUN, args)
+        assert settings.run_name == expected
+
+
 # ---------------------------------------------------------------- mistakes
 
 
@@ -229,6 +247,18 @@ def test_mistakes_are_one_sentence(home: Path, capsys: pytest.CaptureFixture[str
         shutil.copytree(RUN, tmp_path / name)
         (tmp_path / name / name).unlink()
         assert reason in said_by(["fit", "--refit", str(tmp_path / name)], capsys)
+    early = Path(shutil.copytree(RUN, tmp_path / "early"))
+    checkpoint = read_checkpoint(early / "best.ckpt")
+    checkpoint[KEY]["unlike"] = None  # which a run gets when it ends
+    torch.save(checkpoint, early / "best.ckpt")
+    assert "has not ended" in said_by(["fit", "--refit", str(early)], capsys)
+    decided = {"data.split_seed": "5", "data.exclude": "some.csv", "unfreeze.top_epochs": "9"}
+    for name, value in decided.items():
+        said = said_by(["fit", "--refit", str(RUN), f"--{name}", value], capsys)
+        assert f"--{name}: a refit trains on the photos of its run" in said
+    Path("of_another.yaml").write_text("ckpt_path: last.ckpt\n")
+    said = said_by(["fit", "--refit", str(RUN), "--config", "of_another.yaml"], capsys)
+    assert "--ckpt_path must be given on the command line" in said
     left = {folder.name for folder in Path("checkpoints").iterdir()}
     assert left <= {"run", "run-refit", "cosine", "cosine-refit"}
 

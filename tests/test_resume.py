@@ -56,6 +56,24 @@ def test_a_resumed_run_ends_as_if_never_stopped(home: Path, epochs: int) -> None
     shutil.rmtree(run)
 
 
+@pytest.mark.slow
+def test_stages_may_get_other_lengths_whenever_they_began(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Stage 2 began after two epochs, whatever length stage 1 is given later."""
+    run = home / "checkpoints" / "lengths"
+    stop = ["--trainer.max_epochs", "3"]
+    assert main(["fit", "--config", "small.yaml", "--run_name", "lengths", *stop]) == 0
+    go_on = ["fit", "--ckpt_path", str(run / "last.ckpt"), "--trainer.max_epochs", "-1"]
+    assert main([*go_on, "--unfreeze.head_epochs", "1"]) == 0
+    assert [row["stage"] for row in read_table(run / "metrics.csv")] == [1, 1, 2, 2]
+    with caplog.at_level("INFO", "flowers_pl"):
+        assert main([*go_on, "--unfreeze.head_epochs", "1", "--unfreeze.top_epochs", "1"]) == 0
+    assert "This run is finished" in caplog.text
+    assert len(read_table(run / "metrics.csv")) == 4
+    shutil.rmtree(run)
+
+
 @pytest.mark.release
 def test_a_run_in_float64_resumes_without_rounding_its_weights(home: Path) -> None:
     short = ["--trainer.precision", "64-true", "--unfreeze.head_epochs", "1", "--unfreeze.top_epochs", "1"]

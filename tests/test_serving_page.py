@@ -199,7 +199,7 @@ def test_the_docs_ask_no_other_host(browser: Any, client: httpx.Client) -> None:
         assert visit.elsewhere == visit.faults == []
 
 
-@pytest.mark.release
+@pytest.mark.slow
 def test_no_other_site_may_frame_the_page(browser: Any, client: httpx.Client) -> None:
     context = browser.new_context()
     page = context.new_page()

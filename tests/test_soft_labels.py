@@ -54,6 +54,17 @@ def targets(file: Path, weight: float = 0.5, classes: list[str] = CLASSES) -> np
 # ---------------------------------------------------------------- the file
 
 
+def test_a_checkpoint_names_the_file_that_was_trained_on(tmp_path: Path) -> None:
+    file = table(tmp_path / "soft.csv", ROWS)
+    soft = SoftLabels(str(file), 0.5)
+    soft.targets(CLASSES, PLACED, LABELS)
+    before = soft.state()
+    table(file, ROWS[:1])  # by another command, during the run
+    assert soft.state() == before != SoftLabels(str(file), 0.5).state()
+    file.unlink()
+    assert soft.state() == before
+
+
 @pytest.mark.parametrize("weight", [0, 0.25, 0.5, 1])
 def test_targets_mix_both_labels_and_a_photo_without_a_row_keeps_its_own(
     weight: float, tmp_path: Path

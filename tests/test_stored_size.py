@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,11 @@ from interrupting import Circumstances, fit
 
 from flowers_pl.cli.app import main
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.data.batches import Batch
+from flowers_pl.data.batches import Batch, CachedPhotos
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.decoding import load_photo
-from flowers_pl.data.folder import TRAIN, UNREADABLE, LeftOut
+from flowers_pl.data.drawings import draw_flower
+from flowers_pl.data.folder import TRAIN, UNREADABLE, VAL, LeftOut
 from flowers_pl.data.preparation import Preparation
 from flowers_pl.data.ranges import Augmentation
 from flowers_pl.training.checkpoint_files import read_checkpoint
@@ -99,13 +101,42 @@ def test_photos_are_the_same_without_a_cache_and_with_threads(
 
 def test_a_photo_that_cannot_be_read_again_is_named(drawings: Path) -> None:
     data = module(drawings)
-    assert data._split is not None
     assert data._stored is not None
     path = next(one.path for one in data.placed if one.side == TRAIN)
-    broken = replace(data._stored, left_out=[LeftOut(path, "truncated JPEG", UNREADABLE)])
+    left_out = [LeftOut(path, "truncated JPEG", UNREADABLE)]
+    data._stored = replace(data._stored.without({path}), left_out=left_out)
     with pytest.raises(FlowersError, match=rf"{path}.*could be read once but not again \(truncated JPEG\)"):
-        data._split.check_stored(broken)
-    data._split.check_stored(data._stored)
+        data.train_dataloader()
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("first", [None, 48])
+def test_each_size_has_a_history_of_its_own(
+    drawings: Path, tmp_path: Path, first: int | None, cache: bool
+) -> None:
+    """Photos come and go between the runs that build the caches of the two sizes."""
+    root = Path(shutil.copytree(drawings, tmp_path / "photos"))
+    if first is None:
+        module(root, stored=None, cache=cache)
+    else:
+        data = FlowersDataModule(root=str(root), image_size=first, workers=0, cache=cache)
+        data.prepare_data()
+    one, *_, last = sorted((root / "daisy").iterdir())
+    shutil.copy(one, root / "daisy" / "0000_a_copy.png")
+    (root / "daisy" / "0001.png").write_bytes(last.read_bytes()[:-20] + b"another")
+    draw_flower("tulip", 99, 50).save(root / "rose" / "0000.png")
+    one.unlink()
+    data = module(root, cache=cache)
+    for side in (TRAIN, VAL):
+        placed = [photo for photo in data.placed if photo.side == side]
+        for photos, size in ((data.kept_photos(side), 48), (_side(data, side), 32)):
+            read = photos.read(np.arange(len(placed)))
+            for photo, pixels in zip(placed, read, strict=True):
+                assert torch.equal(pixels, load_photo(root / photo.path, size)), (photo, size)
+
+
+def _side(data: FlowersDataModule, side: str) -> CachedPhotos:
+    return data.train_photos if side == TRAIN else data.val_photos
 
 
 def test_a_stored_size_below_the_image_size_is_refused() -> None:

@@ -16,9 +16,10 @@ import torchvision
 from torch.nn import functional as F
 
 from flowers_pl.cli.app import main
+from flowers_pl.cli.teach import _default_out, _parse
 from flowers_pl.core.columns import FOLD, TEACHER_PHOTOS
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import read_csv
+from flowers_pl.core.files import read_csv, write_json
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.folder import TRAIN, VAL
 from flowers_pl.data.ranges import Augmentation
@@ -28,6 +29,7 @@ from flowers_pl.teaching import out_of_fold
 from flowers_pl.teaching.folds import fold_numbers
 from flowers_pl.teaching.loop import Recipe, _keys, judge, train
 from flowers_pl.teaching.networks import LITE, OWN, Teacher, make_teacher, teacher_kind
+from flowers_pl.teaching.out_of_fold import check_table
 
 SIZE = 32
 
@@ -149,6 +151,43 @@ def test_weights_of_another_network_are_refused(weights: Path, tmp_path: Path) -
     torch.save({"x": os.system}, tmp_path / "code.pth")
     with pytest.raises(FlowersError, match="loading that could run code"):
         make_teacher(teacher_kind(OWN), 3, 64, str(tmp_path / "code.pth"), seed=0)
+
+
+def test_a_size_that_a_teacher_does_not_take_is_named(tmp_path: Path) -> None:
+    for name in ("alexnet", "vit_b_16"):  # fails on such photos; has published weights for others
+        with pytest.raises(FlowersError, match=f"^--data.image_size: {name} cannot take 32 pixels a side"):
+            make_teacher(teacher_kind(name), 2, 32, None, seed=0)
+
+
+def test_photos_have_the_size_of_the_teacher_wherever_that_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "teacher.yaml"
+    file.write_text("teacher: efficientnet_v2_s\n")
+    for args, sizes in (
+        ([], (224, 256)),
+        (["--config", str(file)], (384, 438)),
+        (["--teacher", "efficientnet_v2_s"], (384, 438)),
+        (["--config", str(file), "--data.image_size", "280"], (280, 320)),
+        (["--config", str(file), "--data.stored_size", "400"], (384, 400)),
+    ):
+        settings, _ = _parse(args)
+        assert (settings.data.image_size, settings.data.stored_size) == sizes
+
+
+def test_a_table_of_others_is_not_replaced(tmp_path: Path) -> None:
+    facts = dict.fromkeys(("teacher", "root", "split", "split_seed", "val_fraction", "all_photos"), "a")
+    check_table(tmp_path / "soft.csv", facts)
+    write_json(tmp_path / "soft.json", facts | {"epochs": 3})
+    check_table(tmp_path / "soft.csv", facts | {"root": "b"})  # there is no table
+    (tmp_path / "soft.csv").touch()
+    check_table(tmp_path / "soft.csv", facts | {"epochs": 4})
+    with pytest.raises(FlowersError, match=r"^--out: .*soft\.csv' was made with another root \(a, not b\)"):
+        check_table(tmp_path / "soft.csv", facts | {"root": "b"})
+
+
+def test_a_table_for_the_split_of_a_run_has_the_runs_name() -> None:
+    for split, name in (("grouped", "split0"), ("checkpoints/mine/split.csv", "mine"), ("own.csv", "own")):
+        settings, _ = _parse(["--data.split", split])
+        assert _default_out(settings) == Path("soft_labels", f"mobilenet_v2_224-{name}.csv")
 
 
 # ---------------------------------------------------------------- the loop
@@ -308,6 +347,7 @@ def test_a_kill_at_any_fold_changes_nothing(
         (["--data.soft_labels", "soft.csv"], "--data.soft_labels: a teacher is trained on"),
         (["--data.balance", "loss"], "--data.balance: a teacher is trained on"),
         (["--out", "soft.json"], "--out: 'soft.json' is the name of the JSON file"),
+        (["--out", "."], "--out: '.' is a folder; name a file in it"),
         (["--data.image_size", "big"], "--data.image_size"),
     ],
 )

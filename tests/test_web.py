@@ -178,7 +178,7 @@ def test_the_file_explains_as_the_checkpoint_does(
             assert found["unlike"] == pytest.approx(expected.numpy(), abs=1e-3)
 
 
-@pytest.mark.release
+@pytest.mark.slow
 def test_serve_answers_with_all_that_the_file_knows(model: FlowerClassifier, onnx_file: Path) -> None:
     opened = open_exported(onnx_file)
     photos = torch.stack([load_photo(draw_flower("tulip", seed, 150), SIZE) for seed in range(3)])
@@ -304,6 +304,20 @@ def test_the_camera_is_looked_through_live(browser: Any, folder: Path) -> None:
         page.click(".live:has-text('Stop')")
         page.wait_for_selector(".live:has-text('Live camera')")
         give(page, "wide.png", pictures()["wide.png"])
+
+
+@pytest.mark.slow
+def test_files_of_two_exports_are_not_mixed(browser: Any, folder: Path, tmp_path: Path) -> None:
+    mixed = Path(shutil.copytree(folder, tmp_path / "mixed"))
+    facts = json.loads((mixed / "model.json").read_text())
+    (mixed / "model.json").write_text(json.dumps(facts | {"sha256": "0" * 64}))
+    with hosted(mixed) as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.locator(".state", has_text="its files are of two exports").wait_for()
+        page.locator(".offline", has_text="keeps no copy").wait_for()  # so that it is tried again
+        assert page.locator(".choose").is_disabled()
+        page.close()
 
 
 def test_a_page_of_other_files_has_another_version(folder: Path, onnx_file: Path, tmp_path: Path) -> None:

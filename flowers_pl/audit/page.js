@@ -5,6 +5,7 @@ const undone = []; // [path in the CSV, what was decided before, place]
 const entries = []; // of all sections, with their elements
 const places = []; // [entry, photo] in the order of the page; a photo may be in several
 let current = -1;
+let lastKey = ""; // a class is chosen by Enter, or by its whole name
 const touch = window.matchMedia("(max-width: 820px)");
 
 function make(tag, properties = {}, ...children) {
@@ -117,11 +118,15 @@ function drawView() {
   view.querySelector(".choices").addEventListener("change", (event) => typed(event, photo));
 }
 
-function go(place) {
-  if (place < 0 || place >= places.length) return;
+function move(place) { // the mark of the photo in question
   const before = current;
   current = place;
   if (before >= 0 && places[before][0].drawn) draw(places[before][0]);
+}
+
+function go(place) {
+  if (place < 0 || place >= places.length) return;
+  move(place);
   const [entry, photo] = places[place];
   draw(entry);
   entry.element.querySelector(".current").scrollIntoView({ block: "nearest" });
@@ -174,14 +179,10 @@ function clicked(event, photo) {
   if (button) decide(photo, button.dataset.action, Number(button.dataset.label));
 }
 
-function chosen(event, photo) {
-  if (event.target.value !== "") decide(photo, RELABEL, Number(event.target.value));
-}
-
 function typed(event, photo) { // a class's name, or a beginning that only one has
   const text = event.target.value.trim().toLowerCase();
   const names = data.classes.map((one) => one.name.toLowerCase());
-  const begin = [...names.keys()].filter((label) => text && names[label].startsWith(text));
+  const begin = [...names.keys()].filter((label) => text && lastKey === "Enter" && names[label].startsWith(text));
   const label = names.indexOf(text) >= 0 ? names.indexOf(text) : begin.length === 1 ? begin[0] : -1;
   event.target.setAttribute("aria-invalid", String(label < 0));
   if (label >= 0) decide(photo, label === photo.label ? KEEP : RELABEL, label);
@@ -203,14 +204,15 @@ byId("sections").addEventListener("click", (event) => {
     if (touch.matches) byId("view").classList.add("open");
     return;
   }
-  current = place;
-  clicked(event, places[place][1]);
+  move(place);
+  decide(places[place][1], button.dataset.action, Number(button.dataset.label));
 });
 byId("sections").addEventListener("change", (event) => {
   const place = placeOf(event);
-  if (place < 0) return;
-  current = place;
-  chosen(event, places[place][1]);
+  const label = event.target.value;
+  if (place < 0 || label === "") return;
+  move(place);
+  decide(places[place][1], RELABEL, Number(label));
 });
 byId("undo").addEventListener("click", undo);
 byId("save").addEventListener("click", save);
@@ -227,8 +229,15 @@ function digit(key) {
 document.addEventListener("keydown", (event) => {
   const undoing = (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z" && !event.shiftKey;
   const saving = (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "s";
+  lastKey = event.key;
   if (event.altKey || ((event.ctrlKey || event.metaKey) && !undoing && !saving)) return;
+  if (event.target.closest("select") && !undoing && !saving && /^(Arrow(Up|Down)|Page(Up|Down)|Home|End|[^ ])$/.test(event.key)) {
+    event.preventDefault(); // a closed list would choose with every key
+    event.target.closest("select").showPicker?.();
+    return;
+  }
   if (event.target.closest("select, input, textarea") && event.key !== "Escape") return;
+  if (event.repeat && !event.key.startsWith("Arrow")) return; // a key that is held decides once
   if (undoing || event.key === "u" || event.key === "U") undo();
   else if (saving || event.key === "s" || event.key === "S") save();
   else if (event.key === "ArrowRight" || event.key === "ArrowDown") go(Math.min(current + 1, places.length - 1));
@@ -236,6 +245,7 @@ document.addEventListener("keydown", (event) => {
   else if (/^[0-9]$/.test(event.key)) digit(Number(event.key));
   else if (event.key === "Escape") {
     byId("view").classList.remove("open");
+    if (event.target.matches("#view input")) event.target.value = event.target.defaultValue; // nothing is chosen
     document.activeElement.blur();
   } else return;
   event.preventDefault();

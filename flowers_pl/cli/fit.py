@@ -16,7 +16,7 @@ from flowers_pl.cli.checkpoints import check_not_in_config, checkpoint_to_resume
 from flowers_pl.cli.evaluating import lines, metrics_of
 from flowers_pl.cli.fit_options import CALLBACKS, parser
 from flowers_pl.cli.options import given
-from flowers_pl.cli.refit import check_settings, find_refit, make_refit
+from flowers_pl.cli.refit import check_decisions, check_settings, find_refit, forget_identity, make_refit
 from flowers_pl.cli.run_folder import run_folder
 from flowers_pl.cli.trainer import choose_precision, make_trainer, naming_option, seed
 from flowers_pl.core.errors import FlowersError
@@ -123,7 +123,8 @@ def _make(args: list[str], signals: StopSignals) -> Run:
     options = parser(source and source.parent)
     settings = options.parse(args)
     if repeats is not None:
-        settings.ckpt_path, settings.run_name = None, given("--run_name", args)  # not those of that run
+        forget_identity(settings, repeats, args)
+        check_decisions(repeats, options.dump(settings), options.defaults())
     check_not_in_config(settings, ckpt_path=checkpoint, **({} if checkpoint else {"refit": repeats}))
     if source and not (given("--data.root", args) or os.path.isabs(settings.data.root)):
         settings.data.root = read_checkpoint(source)[KEY]["data"]["root"]  # config.yaml of 0.1.0

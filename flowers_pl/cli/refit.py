@@ -7,14 +7,20 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from flowers_pl.cli.options import given
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.names import KEY
+from flowers_pl.core.names import CONFIG, KEY
 from flowers_pl.core.text import plural
 from flowers_pl.runs.refit import read_refit
 from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.refit import Refit
+from flowers_pl.training.resume import changes, read_settings
 
 log = logging.getLogger(__name__)
+DECISIONS = (
+    "data.split", "data.split_seed", "data.val_fraction", "data.exclude", "data.review",
+    "unfreeze.head_epochs", "unfreeze.top_epochs",
+)  # fmt: skip
 
 
 def find_refit(run: Path | None, checkpoint: Path | None) -> Refit | None:
@@ -46,6 +52,40 @@ def check_settings(refit: Refit, settings: Namespace) -> None:
             f" --model.flip_test {str(settings.model.flip_test).lower()}; resume that run with these two"
             " settings first, which trains nothing, and refit it, or leave them out."
         )
+
+
+def forget_identity(settings: Namespace, run: Path, args: list[str]) -> None:
+    """Drop what says which run the settings of a run are of, but not what the user gives a refit.
+
+    Args:
+        settings: of the refit; changed in place.
+        run: the folder of the run that it repeats.
+        args: the command line.
+    """
+    own = read_settings(run / CONFIG)
+    if own.get("ckpt_path") is not None:
+        settings.ckpt_path = None
+    if given("--run_name", args) is None and settings.run_name == own.get("run_name"):
+        settings.run_name = None
+
+
+def check_decisions(run: Path, settings: str, defaults: str) -> None:
+    """Refuse other values of what a refit takes from its run.
+
+    Args:
+        run: its folder.
+        settings: those of the refit, in YAML.
+        defaults: see `changes`.
+
+    Raises:
+        FlowersError: one of them is another one.
+    """
+    for name, old, new in changes(run / CONFIG, settings, defaults):
+        if name in DECISIONS:
+            raise FlowersError(
+                f"--{name}: a refit trains on the photos of its run, for as many epochs as that kept, so this"
+                f" stays {old} and cannot be {new}; leave it out, or train a new run with it and refit that."
+            )
 
 
 def make_refit(refit: Refit, made: Namespace, split: Path) -> None:

@@ -12,10 +12,11 @@ import torchvision
 from jsonargparse import Namespace
 
 from flowers_pl.cli.commands import SUMMARIES
-from flowers_pl.cli.options import Options, given
+from flowers_pl.cli.options import Options
 from flowers_pl.cli.trainer import seed
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable
+from flowers_pl.core.names import SPLIT
 from flowers_pl.core.signals import Stopped
 from flowers_pl.core.system import best_precision
 from flowers_pl.core.text import printable
@@ -23,7 +24,7 @@ from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.packs.remote import is_address
 from flowers_pl.teaching.loop import Recipe
 from flowers_pl.teaching.networks import LITE, OWN, make_teacher, teacher_kind
-from flowers_pl.teaching.out_of_fold import Lesson, check_table, teach, write_soft_labels
+from flowers_pl.teaching.out_of_fold import Lesson, check_name, check_table, teach, write_soft_labels
 
 log = logging.getLogger(__name__)
 AUGMENTATION = {
@@ -40,7 +41,7 @@ def run(args: list[str]) -> None:
     seed(settings)
     kind = teacher_kind(settings.teacher)
     out = Path(settings.out or _default_out(settings))
-    check_table(out)
+    check_name(out)
     check_writable(out.parent, "--out" if settings.out else "")
     data: FlowersDataModule = options.parser.instantiate(settings).data
     probe = make_teacher(kind, 2, data.image_size, settings.teacher_weights, 0)  # fails now or never
@@ -55,13 +56,15 @@ def run(args: list[str]) -> None:
         settings.epochs, data.batch_size, rate, data.seed, data.image_size, data.augmentation, device,
         precision == "bf16-mixed", data.workers,
     )  # fmt: skip
+    facts = _facts(settings, precision, rate, device)
+    check_table(out, facts)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     try:
         judged = teach(lesson, kind, settings.teacher_weights, settings.folds, recipe, _work_folder(out))
     except Stopped as stop:
         stop.advice = "start it again with the same command; folds that are finished are kept"
         raise
-    write_soft_labels(out, lesson, judged, _facts(settings, precision, rate, device))
+    write_soft_labels(out, lesson, judged, facts)
     log.info(
         "Cross-validated accuracy of %s on %d photos: %.4f. Soft labels: %s; give them to 'fit' as"
         " --data.soft_labels.",
@@ -102,11 +105,15 @@ def _parse(args: list[str]) -> tuple[Namespace, Options]:
     options.add_class("data", FlowersDataModule)
     options.parser.link_arguments("seed_everything", "data.seed")
     defaults: dict[str, Any] = {f"data.augmentation.{name}": value for name, value in AUGMENTATION.items()}
-    wanted = given("--data.image_size", args) or ""
-    size = int(wanted) if wanted.isdecimal() else teacher_kind(given("--teacher", args) or OWN).size
-    defaults |= {"data.image_size": size, "data.stored_size": size * 8 // 7}  # 256 for 224
-    options.parser.set_defaults(defaults)
+    options.parser.set_defaults(defaults | _sizes(teacher_kind(OWN).size))
+    options.parser.set_defaults(_sizes(teacher_kind(options.parse(args).teacher).size))
+    options.parser.set_defaults(_sizes(options.parse(args).data.image_size))
     return options.parse(args), options
+
+
+def _sizes(image_size: int) -> dict[str, Any]:
+    """Return the defaults of the sizes of photos in pixels: 256 are kept for 224."""
+    return {"data.image_size": image_size, "data.stored_size": image_size * 8 // 7}
 
 
 def _check(settings: Namespace) -> None:
@@ -134,6 +141,8 @@ def _check(settings: Namespace) -> None:
 def _default_out(settings: Namespace) -> Path:
     split = settings.data.split
     side = f"split{settings.data.split_seed}" if split == "grouped" else Path(split).stem
+    if side == Path(SPLIT).stem:  # that of a run
+        side = Path(split).resolve().parent.name
     return Path("soft_labels", f"{settings.teacher}-{'all' if settings.all_photos else side}.csv")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,10 +142,18 @@ class CachedPhotos(Dataset[Batch]):
         memory."""
         return torch.from_numpy(self.pixels[self.rows[indices]]).permute(0, 3, 1, 2)
 
-    def of_size(self, decoded: DecodedPhotos) -> CachedPhotos:
-        """Return the same photos, with the pixels of another cache of the same folder."""
+    def of_size(self, decoded: DecodedPhotos, paths: Iterable[str]) -> CachedPhotos:
+        """Return the same photos, with the pixels of another cache of the same folder.
+
+        Args:
+            decoded: what the other cache holds; its rows are its own.
+            paths: of these photos, in their order.
+
+        Raises:
+            FlowersError: the other cache lacks one of them.
+        """
         photos = copy.copy(self)
-        photos.pixels, photos._hold = decoded.pixels, decoded.hold
+        photos.pixels, photos._hold, photos.rows = decoded.pixels, decoded.hold, decoded.rows_of(paths)
         return photos
 
     def _draws_of(self, seed: int, epoch: int) -> EpochDraws:

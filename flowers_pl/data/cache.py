@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +58,22 @@ class DecodedPhotos:
     may_pass: bool
     hold: Hold
     folder: Path | None = None
+
+    def rows_of(self, paths: Iterable[str]) -> np.ndarray:
+        """Return the rows of photos that could be read once, for example for another cache: int64 (K,).
+
+        Raises:
+            FlowersError: one of them could not be read this time.
+        """
+        row_of = dict(zip((photo.path for photo in self.photos), self.rows.tolist(), strict=True))
+        wanted = list(paths)
+        if missing := next((path for path in wanted if path not in row_of), None):
+            reason = {entry.path: entry.reason for entry in self.left_out}.get(missing, "is gone")
+            raise FlowersError(
+                f"--data.root: {printable(missing)!r} could be read once but not again ({printable(reason)});"
+                " restore it and start again."
+            )
+        return np.array([row_of[path] for path in wanted], dtype=np.int64)
 
     def without(self, paths: Container[str]) -> DecodedPhotos:
         """Return the photos but for those of some paths."""

@@ -15,7 +15,7 @@ from flowers_pl.core.files import seen_from_here
 from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles, photos_to_predict
 from flowers_pl.data.cache import DecodedPhotos
 from flowers_pl.data.drawing_folder import obtain_photos
-from flowers_pl.data.folder import TEST, VAL, LeftOut, Photo, list_photos, split_folders
+from flowers_pl.data.folder import TEST, TRAIN, VAL, LeftOut, Photo, list_photos, split_folders
 from flowers_pl.data.formats import Limits, set_limits
 from flowers_pl.data.packed import decode_root, folder_of, order_by_shards
 from flowers_pl.data.prefetch import PrefetchLoader
@@ -63,8 +63,8 @@ class FlowersDataModule(L.LightningDataModule):
         drawn_size: pixels a side of a drawing.
         cache: keep photos decoded, 77 KB each at 160 pixels; without it each epoch reads their files again.
         cache_dir: folder for decoded photos; default ~/.cache/flowers_pl.
-        cache_limit: GB that all decoded photos there may take: those that were not used for longest go first,
-            those in use stay; default as much as the disk has room for.
+        cache_limit: GB that all decoded photos there may take: the least recently used go first, and none in
+            use; default as much as the disk has room for.
         shard_cache_limit: GB that this machine keeps of the shards of a pack at an address.
         workers: processes that decode the photos once, and threads that prepare batches; default as many as
             there are cores, 0 for none.
@@ -113,8 +113,7 @@ class FlowersDataModule(L.LightningDataModule):
         super().__init__()
         set_limits(limits)
         check_settings(image_size, val_fraction, workers, batch_size, drawn, stored_size, cache_limit)
-        self.cache_limit = cache_limit
-        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.cache_dir, self.cache_limit = None if cache_dir is None else Path(cache_dir), cache_limit
         self.root, self.image_size = folder_of(root, self.cache_dir, shard_cache_limit), image_size
         self.batch_size, self.val_fraction, self.split = batch_size, val_fraction, split
         self.split_seed, self.seed, self.drawn, self.drawn_size = split_seed, seed, drawn, drawn_size
@@ -147,9 +146,7 @@ class FlowersDataModule(L.LightningDataModule):
 
     def _needs_root(self) -> bool:
         fn = self.trainer.state.fn if self.trainer is not None else TrainerFn.FITTING
-        if fn == TrainerFn.TESTING:
-            return self.find_test_root() is None
-        return fn != TrainerFn.PREDICTING
+        return self.find_test_root() is None if fn == TrainerFn.TESTING else fn != TrainerFn.PREDICTING
 
     def find_test_root(self) -> str | None:
         """Return the folder to test on, test/ of the root where no other is given; None for neither."""
@@ -196,8 +193,6 @@ class FlowersDataModule(L.LightningDataModule):
         self._split = split = SplitPhotos.from_decoded(
             listed, decoded, settings, self.seed, self.classes, self.augmentation.num_draws
         )
-        if self._stored is not None:
-            self._split.check_stored(self._stored)
         if self.trainer is not None and self.trainer.world_size > 1:
             self._split.check_ranks_agree(self.trainer.strategy, self.root)
         self.classes = split.class_names
@@ -244,6 +239,15 @@ class FlowersDataModule(L.LightningDataModule):
         """The validation side; `setup("fit")` must have split the photos."""
         return self._sides().val
 
+    def kept_photos(self, side: str) -> CachedPhotos:
+        """Return a side as it is kept for the augmentation, at `stored_size` where there is one.
+
+        Raises:
+            FlowersError: one of its photos could not be read again at that size.
+        """
+        photos = self.train_photos if side == TRAIN else self.val_photos
+        return photos if self._stored is None else photos.of_size(self._stored, self._sides().paths(side))
+
     def _sides(self) -> SplitPhotos:
         if self._split is None:
             raise RuntimeError("the photos are not split yet; call setup('fit') first")
@@ -251,7 +255,7 @@ class FlowersDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> PrefetchLoader:
         """Load the training side, shuffled and augmented differently each epoch."""
-        photos = self.train_photos if self._stored is None else self.train_photos.of_size(self._stored)
+        photos = self.kept_photos(TRAIN)
         return self._preparation.shuffled(photos, self.batch_size, self.workers, self.seed, self.balance)
 
     def val_dataloader(self) -> PrefetchLoader:

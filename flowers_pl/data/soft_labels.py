@@ -135,6 +135,7 @@ class SoftLabels:
         if not 0 <= weight <= 1:
             raise FlowersError(f"{OPTION}_weight must be from 0 to 1, not {weight}.")
         self.file, self.weight = None if file is None else Path(file).resolve(), weight
+        self._digest: str | None = None  # of what was read, which may have changed since
 
     def targets(
         self, class_names: Sequence[str], placed: Sequence[Placed], labels: np.ndarray
@@ -154,6 +155,7 @@ class SoftLabels:
         """
         if self.file is None:
             return None
+        self._digest = _digest(self.file)
         table = read_soft_labels(self.file, class_names)
         shares = match_names(table.shares, [photo.path for photo in placed])
         if len(shares) < len(table.shares):
@@ -198,7 +200,7 @@ class SoftLabels:
 
     def state(self) -> dict[str, str]:
         """Return what a checkpoint keeps: a digest of the file; nothing without one."""
-        return {} if self.file is None else {"soft_labels": _digest(self.file)}
+        return {} if self.file is None else {"soft_labels": self._digest or _digest(self.file)}
 
     def report_change(self, saved: Mapping[str, str]) -> None:
         """Log that a resumed run has a file of the same name with other content.
@@ -206,7 +208,7 @@ class SoftLabels:
         Args:
             saved: the state in the checkpoint.
         """
-        if self.file is not None and saved.get("soft_labels") != _digest(self.file):
+        if self.file is not None and saved.get("soft_labels") != self.state()["soft_labels"]:
             log.warning("Changed for this resume: the content of %s %s.", OPTION, printable(str(self.file)))
 
 

@@ -144,11 +144,10 @@ class SplitPhotos:
             placed = [photo._replace(side=TRAIN) for photo in placed]
         check_sides(placed, found, settings.split == "grouped" and not all_trained, settings.all_of is None)
         _log_split(placed, class_names, settings, len(usable.left_out), conflicts, len(excluded))
-        row_of = dict(zip((photo.path for photo in usable.photos), usable.rows.tolist(), strict=True))
 
         def side(name: str, seed: int | None) -> CachedPhotos:
             members = [photo for photo in placed if photo.side == name]
-            rows = np.array([row_of[photo.path] for photo in members], dtype=np.int64)
+            rows = usable.rows_of(photo.path for photo in members)
             labels = class_numbers([photo.label for photo in members], class_names, settings.root)
             return CachedPhotos(usable, rows, labels, seed, num_draws)
 
@@ -170,20 +169,6 @@ class SplitPhotos:
                 f"--data.root: the processes of this run see different photos in {str(root)!r}; copy"
                 " the folder from one machine to the others or, if it changed just now, start again."
             )
-
-    def check_stored(self, stored: DecodedPhotos) -> None:
-        """Check that the photos to train on were read for another cache, too.
-
-        Raises:
-            FlowersError: one was not.
-        """
-        unreadable = {entry.path: entry.reason for entry in stored.left_out}
-        for photo in self.placed:
-            if photo.side == TRAIN and photo.path in unreadable:
-                raise FlowersError(
-                    f"--data.root: {printable(photo.path)!r} could be read once but not again"
-                    f" ({printable(unreadable[photo.path])}); restore it and start again."
-                )
 
 
 def class_numbers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from base64 import b64encode
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -69,12 +70,17 @@ def write_page(folder: Path, model: bytes, facts: Mapping[str, Any], runtime: Ma
     """
     pages = {file.name: file.read_bytes() for file in sorted(PAGE.iterdir()) if file.name != WORKER}
     files = {**pages, **runtime, **{name: _icon(size) for name, size in ICONS.items()}}
+    facts = {**facts, "sha256": hashlib.sha256(model).hexdigest()}
     files |= {FACTS: json.dumps(facts).encode(), MODEL: model}
     digest = hashlib.sha256()
     for name, content in files.items():
         digest.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
     worker = (PAGE / WORKER).read_text(encoding="utf-8").replace("$VERSION", digest.hexdigest()[:16])
-    files[WORKER] = worker.replace("$FILES", json.dumps(["./", *files])).encode()
+    integrity = {
+        name: f"sha256-{b64encode(hashlib.sha256(files[name]).digest()).decode()}" for name in (FACTS, MODEL)
+    }
+    worker = worker.replace("$FILES", json.dumps(["./", *files])).replace("$INTEGRITY", json.dumps(integrity))
+    files[WORKER] = worker.encode()
     try:
         for name, content in files.items():
             with replacing(folder / name) as unfinished:

@@ -36,6 +36,11 @@ def read_refit(run: Path) -> Refit:
             f"--refit: {str(run)!r} is a refit itself and has all photos already; give the run that it"
             f" repeats, {before.run!r}."
         )
+    if ours.get("unlike") is None:  # which is fitted last
+        raise FlowersError(
+            f"--refit: the run {str(run)!r} has not ended, so what it keeps is not known; resume it to its"
+            " end first."
+        )
     stage = ours["stage"]
     in_head = epoch + 1 if stage["number"] == 1 else _head_epochs(run, stage)
     with (run / BEST).open("rb") as stream:
@@ -57,7 +62,8 @@ def _head_epochs(run: Path, stage: dict[str, Any]) -> int:
     first = int(stage["first_epoch"])
     if not first or not stage.get("chooses", True):
         return first
-    losses = {row["epoch"]: row["val_loss"] for row in read_table(run / METRICS) if "val_loss" in row}
+    rows = read_table(run / METRICS) if (run / METRICS).is_file() else []
+    losses = {row["epoch"]: row["val_loss"] for row in rows if "val_loss" in row}
     if not set(range(first)) <= losses.keys():
         raise FlowersError(
             f"--refit: {str(run / METRICS)!r} does not have all epochs of stage 1, so the best of them is not"

@@ -2,12 +2,12 @@
 // table.html is another component. Everything that comes from a file or from the server is set as text, never as HTML.
 const find = (selector) => document.querySelector(selector);
 const MOST_FILES = Math.min(8, $MAX_FILES);  // of a request, so that answers come as they are made
-const MOST_BYTES = Math.floor(0.9 * $MAX_BYTES);
+const MOST_BYTES = Math.min(8e6, Math.floor(0.9 * $MAX_BYTES));  // which a phone sends in time
 const percent = (share) => (100 * share).toFixed(1) + " %";
 let classes = [];
 let rows = [];  // {file, address, answer}
 let selected = null;
-let busy = false;
+let waiting = Promise.resolve();  // pictures that come while others are classified wait for them
 
 function say(text) { find(".state").textContent = text; }
 
@@ -26,7 +26,7 @@ async function ask(path, options) {
 async function showModel() {
   for (;;) {
     const { status, answer } = await ask("/model", {});
-    if (status === 503) { await new Promise((later) => setTimeout(later, 1000)); continue; }
+    if (status === 429 || status === 503) { await new Promise((later) => setTimeout(later, 1000)); continue; }
     if (answer.error) { find(".model").textContent = answer.error; return; }
     classes = answer.classes;
     const good = answer.accuracy === null ? "how good it is has not been measured"
@@ -37,7 +37,7 @@ async function showModel() {
   }
 }
 
-// Send files, a few in a request; a server that is busy is asked again.
+// Send files, a few in a request; a server that is busy is asked again. An answer that is refused is about no file.
 async function classify(files, heat) {
   const form = new FormData();
   for (const file of files) form.append("files", file, file.name || "picture");
@@ -48,8 +48,32 @@ async function classify(files, heat) {
       continue;
     }
     if (answer.results) return answer.results;
-    return files.map(() => ({ probabilities: {}, label: null, error: answer.error }));
+    if (status === 408 && files.length > 1) {  // too slowly: one by one
+      const answers = [];
+      for (const file of files) answers.push(...await classify([file], heat));
+      return answers;
+    }
+    const error = status === 401 ? "This server asks for its token; reload the page." : answer.error;
+    return files.map(() => ({ probabilities: {}, label: null, refused: true, error }));
   }
+}
+
+// A folder, or a file that has gone since it was chosen, would end its whole request.
+async function isReadable(file) {
+  try {
+    await file.slice(0, 1).arrayBuffer();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+async function classifyReadable(files, heat) {
+  const readable = await Promise.all(files.map(isReadable));
+  const sent = files.filter((_, index) => readable[index]);
+  const answers = sent.length ? await classify(sent, heat) : [];
+  const unread = { probabilities: {}, label: null, error: "is a folder, or cannot be read by the browser any more" };
+  return readable.map((one) => one ? answers.shift() : unread);
 }
 
 function* batches(files) {
@@ -65,10 +89,11 @@ function* batches(files) {
   if (batch.length) yield batch;
 }
 
-async function take(files) {
-  if (!files.length) return;
-  if (busy) { say("One moment: the pictures before these are not done yet."); return; }
-  busy = true;
+function take(files) {
+  if (files.length) waiting = waiting.then(() => answer(files));
+}
+
+async function answer(files) {
   rows.forEach((row) => URL.revokeObjectURL(row.address));
   rows = []; selected = null;
   find("tbody").replaceChildren();
@@ -76,19 +101,19 @@ async function take(files) {
   try {
     for (const batch of batches(files)) {
       say(`${rows.length} of ${files.length} pictures classified …`);
-      const answers = await classify(batch, files.length === 1);
+      const answers = await classifyReadable(batch, files.length === 1);
       batch.forEach((file, index) => {
         rows.push({ file, address: URL.createObjectURL(file), answer: answers[index] });
         addRow(rows.length - 1);
       });
       if (selected === null) await select(0);
     }
-    const read = rows.filter((row) => !row.answer.error).length;
-    say(files.length === 1 ? "" : `${read} of ${files.length} pictures classified.`);
+    const read = rows.filter((row) => !row.answer.error), [first] = read;
+    if (files.length > 1) say(`${read.length} of ${files.length} pictures classified.`);
+    else say(first ? `${first.answer.label}, ${percent(first.answer.probabilities[first.answer.label])}` : "");
   } catch (error) {
     say(error.message);
   }
-  busy = false;
 }
 
 function remark(answer) {
@@ -104,29 +129,38 @@ function cell(row, content) {
 function addRow(index) {
   const { file, address, answer } = rows[index];
   const row = find("tbody").insertRow();
-  row.tabIndex = 0;
-  const picture = document.createElement("img");
+  const look = document.createElement("button"), picture = document.createElement("img");
   picture.src = address;
-  picture.alt = "";
-  cell(row, picture);
+  picture.alt = `Show ${file.name || "picture"}`;
+  look.append(picture);
+  cell(row, look);
   cell(row, file.name || "picture");
   cell(row, answer.label ?? "");
   cell(row, answer.label === null ? "" : percent(answer.probabilities[answer.label]));
   cell(row, remark(answer));
-  row.onclick = () => select(index);
-  row.onkeydown = (event) => { if (event.key === "Enter") select(index); };
+  row.onclick = () => select(index);  // the button's clicks, too
 }
 
 async function select(index) {
   const row = rows[index];
   selected = index;
-  [...find("tbody").rows].forEach((one, at) => one.setAttribute("aria-selected", at === index));
+  [...find("tbody").rows].forEach((one, at) => one.setAttribute("aria-current", at === index));
   show(row);
-  if (!row.answer.error && !row.answer.heatmap && !row.asked) {  // maps of many are made when looked at
-    row.asked = true;
-    [row.answer] = await classify([row.file], true);
-    if (selected === index) show(row);
+  if (row.answer.error || row.answer.heatmap || row.asked) return;  // maps of many are made when looked at
+  row.asked = true;
+  let failed = null;
+  try {
+    const [made] = await classify([row.file], true);
+    if (made.error) failed = made.error;
+    else row.answer = made;
+  } catch (error) {
+    failed = error.message;
   }
+  if (failed !== null) {
+    row.asked = false;
+    say(`The heat map cannot be had: ${failed}`);
+  }
+  if (rows[selected] === row) show(row);
 }
 
 function show({ file, address, answer, asked }) {
@@ -137,7 +171,7 @@ function show({ file, address, answer, asked }) {
   else find(".heat").removeAttribute("src");
   const doubt = find(".doubt");
   doubt.hidden = !answer.unknown && !answer.error;
-  doubt.textContent = answer.error ? `This file cannot be read: ${answer.error}.`
+  doubt.textContent = answer.refused ? answer.error : answer.error ? `This file cannot be read: ${answer.error}.`
     : answer.unknown ? "Probably none of these: the picture is unlike the training photos "
       + `(${answer.unlike.toFixed(2)}; the limit is 1).` : "";
   const without = [];
@@ -160,13 +194,15 @@ function quoted(value) {
 }
 
 function save() {
-  const reserved = ["path", "label", "unlike", "unknown", "error"];
+  const reserved = ["path", "label", "unlike", "unknown", "error", "teacher:fold", "teacher:photos"];
+  if (!classes.length) classes = Object.keys(rows.find((row) => row.answer.label !== null)?.answer.probabilities ?? {});
+  const scored = rows.some((row) => typeof row.answer.unlike === "number") ? ["unlike", "unknown"] : [];
   const header = ["path", "label", ...classes.map((name) => reserved.includes(name) ? `class:${name}` : name),
-    "unlike", "unknown", "error"];
+    ...scored, "error"];
   const yes = (unknown) => unknown === true ? "yes" : unknown === false ? "no" : "";
   const lines = rows.map(({ file, answer }) => [file.name || "picture", answer.label,
     ...classes.map((name) => answer.probabilities[name]?.toFixed(6)),
-    answer.unlike?.toFixed(4), yes(answer.unknown), answer.error]);
+    ...(scored.length ? [answer.unlike?.toFixed(4), yes(answer.unknown)] : []), answer.error]);
   const text = [header, ...lines].map((line) => line.map(quoted).join(",")).join("\r\n") + "\r\n";
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));

@@ -174,7 +174,11 @@ def make_teacher(kind: TeacherKind, num_classes: int, size: int, weights: str | 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            network = kind.make(size)
+            if weights is None and kind.name.startswith("vit_") and size != kind.size:
+                raise ValueError("its published weights have one embedding for each place in the photo")
+            network = kind.make(size).eval()
+            with torch.no_grad():
+                network(torch.zeros(1, 3, size, size))
         except (ValueError, AssertionError, RuntimeError) as error:
             raise FlowersError(
                 f"--data.image_size: {kind.name} cannot take {size} pixels a side ({error}); leave it out for"

@@ -26,6 +26,7 @@ from flowers_pl.teaching.loop import Recipe, judge, train
 from flowers_pl.teaching.networks import TeacherKind, make_teacher
 
 log = logging.getLogger(__name__)
+WHOSE = ("teacher", "root", "split", "split_seed", "val_fraction", "all_photos")  # soft labels a table has
 VERSION = 1  # of what a fold's result depends on besides its settings: a change there needs a new number
 
 
@@ -53,11 +54,10 @@ class Lesson(NamedTuple):
             all_photos: whether the photos to validate with take part.
         """
         placed = [photo for photo in data.placed if photo.side == TRAIN]
-        photos, stored = data.train_photos, data.train_dataloader().dataset
-        assert isinstance(stored, CachedPhotos)
+        photos, stored = data.train_photos, data.kept_photos(TRAIN)
         if all_photos:
             placed += [photo for photo in data.placed if photo.side == VAL]
-            photos, stored = (_with(side, data.val_photos) for side in (photos, stored))
+            photos, stored = _with(photos, data.val_photos), _with(stored, data.kept_photos(VAL))
         return cls(placed, data.classes, photos, stored)
 
 
@@ -197,13 +197,40 @@ def _rows(lesson: Lesson, judged: Judged) -> Sequence[list[str]]:
     ]
 
 
-def check_table(file: Path) -> None:
-    """Refuse a name of a table whose JSON file would take its place.
+def check_name(file: Path) -> None:
+    """Refuse what cannot be the name of a table.
 
     Raises:
-        FlowersError: it ends in .json.
+        FlowersError: it is a folder, or its JSON file would take its place.
     """
+    if file.is_dir() or not file.name:
+        raise FlowersError(
+            f"--out: {str(file)!r} is a folder; name a file in it, for example"
+            f" {str(file / 'soft_labels.csv')!r}."
+        )
     if file.suffix == ".json":
         raise FlowersError(
             f"--out: {str(file)!r} is the name of the JSON file beside the table; give a .csv."
+        )
+
+
+def check_table(file: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse to replace a table of another teacher or of other photos.
+
+    Args:
+        file: the table.
+        facts: as `write_soft_labels` takes them.
+
+    Raises:
+        FlowersError: there is such a table.
+    """
+    try:
+        before = read_json(file.with_suffix(".json"))
+        other = next((name for name in WHOSE if before[name] != facts[name]), None)
+    except (OSError, ValueError, LookupError, TypeError):  # none, or something else
+        return
+    if other is not None and file.exists():
+        raise FlowersError(
+            f"--out: {str(file)!r} was made with another {other} ({before[other]}, not {facts[other]}); move"
+            " it away, or name another file."
         )

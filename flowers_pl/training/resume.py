@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -42,25 +42,52 @@ def read_settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def log_changes(file: Path, settings: str, defaults: str, purpose: str = "resume") -> bool:
-    """Log each setting of a resumed run that differs from its config.yaml, and return whether one does.
+class Change(NamedTuple):
+    """A setting of a run that is another one now.
+
+    Args:
+        name: of the option, without the dashes.
+        old: its value in the run's config.yaml.
+        new: its present value.
+    """
+
+    name: str
+    old: Any
+    new: Any
+
+
+def changes(file: Path, settings: str, defaults: str) -> list[Change]:
+    """List the settings of a run that differ from its config.yaml, by name.
 
     Args:
         file: the run's config.yaml.
         settings: the present settings, in YAML.
         defaults: of settings that its version did not have: all settings without the command line, in YAML.
+    """
+    old, new = dict(_flat(yaml.safe_load(defaults))), dict(_flat(yaml.safe_load(settings)))
+    old |= _flat(read_settings(file))
+    names = sorted(name for name in old.keys() | new.keys() if name.partition(".")[0] not in COMMAND_ONLY)
+    return [
+        Change(name, old.get(name), new.get(name))
+        for name in names
+        if not _same(old.get(name), new.get(name))
+    ]
+
+
+def log_changes(file: Path, settings: str, defaults: str, purpose: str = "resume") -> bool:
+    """Log each setting of a resumed run that differs from its config.yaml, and return whether one does.
+
+    Args:
+        file, settings, defaults: see `changes`.
         purpose: what they are changed for.
     """
     if not file.is_file():
         log.warning("%s is missing: settings are the defaults and those of the command line.", file)
         return True
-    old, new = dict(_flat(yaml.safe_load(defaults))), dict(_flat(yaml.safe_load(settings)))
-    old |= _flat(read_settings(file))
-    names = sorted(name for name in old.keys() | new.keys() if name.partition(".")[0] not in COMMAND_ONLY)
-    changed = [name for name in names if not _same(old.get(name), new.get(name))]
-    for name in changed:
-        log.info("Changed for this %s: --%s from %s to %s.", purpose, name, old.get(name), new.get(name))
-    return bool(changed)
+    found = changes(file, settings, defaults)
+    for change in found:
+        log.info("Changed for this %s: --%s from %s to %s.", purpose, *change)
+    return bool(found)
 
 
 def _same(old: Any, new: Any) -> bool:

@@ -64,6 +64,7 @@ class UnfreezeTopLayers(L.Callback):
         self.layers, self.epochs = layers, {1: head_epochs, 2: top_epochs}
         self.best_loss = float("inf")
         self.best_head: dict[str, Tensor] = {}
+        self._own_limit = False  # whether no smaller --trainer.max_epochs is given
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_loss": self.best_loss, "best_head": self.best_head}
@@ -88,10 +89,12 @@ class UnfreezeTopLayers(L.Callback):
                 " options at their defaults."
             )
         total = sum(self.epochs.values())
-        if trainer.max_epochs is None or not 0 <= trainer.max_epochs <= total:
+        limit = trainer.max_epochs
+        self._own_limit = limit is None or not 0 <= limit <= total
+        if self._own_limit:
             trainer.fit_loop.max_epochs = total
-        elif trainer.max_epochs < total:
-            log.info("--trainer.max_epochs ends the run after %s.", plural(trainer.max_epochs, "epoch"))
+        elif limit is not None and limit < total:
+            log.info("--trainer.max_epochs ends the run after %s.", plural(limit, "epoch"))
         first = Stage(last=not self.epochs[2]) if self.epochs[1] else Stage(2, self.layers)
         self._enter(_classifier(pl_module), first)
 
@@ -111,9 +114,11 @@ class UnfreezeTopLayers(L.Callback):
             )
         self._refuse_a_jump(_classifier(pl_module), checkpoint)
         stage.epochs = self.epochs[stage.number]
-        done = checkpoint["epoch"] + (MIDDLE not in checkpoint) - stage.first_epoch
-        stage.ended |= done >= self._length(_classifier(pl_module))
+        trained = checkpoint["epoch"] + (MIDDLE not in checkpoint)
+        stage.ended |= trained - stage.first_epoch >= self._length(_classifier(pl_module))
         stage.last = stage.number == 2 or not self.epochs[2]
+        if self._own_limit and stage.number == 2:  # which began when stage 1 ended, not when it might have
+            trainer.fit_loop.max_epochs = max(trained, stage.first_epoch + self.epochs[2])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         stage = _classifier(pl_module).stage

@@ -8,7 +8,7 @@ const MOST_SHARES = 10;
 const find = (selector) => document.querySelector(selector);
 const percent = (share) => (100 * share).toFixed(1) + " %";
 let facts, session;
-let video = null;  // of the live camera, while that is on
+let video = null;  // of the live camera, while that is on or about to be
 let waiting = Promise.resolve();  // pictures are classified one after the other
 
 function say(text) { find(".state").textContent = text; }
@@ -21,13 +21,29 @@ async function load() {
     + `(${facts.classes.join(", ")}): ${good}. Version ${facts.version}.`;
   ort.env.wasm.numThreads = 1;  // more would need headers that many hosts cannot send
   ort.env.wasm.wasmPaths = { wasm: new URL("onnxruntime-web.wasm", location.href).href };
-  session = await ort.InferenceSession.create(new URL("model.onnx", location.href).href, { executionProviders: ["wasm"] });
+  const response = await fetch("model.onnx");
+  if (!response.ok) throw new Error(`the server answers ${response.status}`);
+  const model = new Uint8Array(await response.arrayBuffer());
+  if (crypto.subtle && hex(await crypto.subtle.digest("SHA-256", model)) !== facts.sha256) {
+    throw new Error("its files are of two exports");  // one is being uploaded, or comes from an older copy
+  }
+  session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
+}
+
+function hex(buffer) {
+  return [...new Uint8Array(buffer)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 // Decode a file: upright, in the numbers of its pixels, as in training, which knows no colour profiles.
 async function decode(file) {
-  const settings = { imageOrientation: "from-image", colorSpaceConversion: "none" };
-  const bitmap = await createImageBitmap(file, settings);
+  const settings = { colorSpaceConversion: "none" };
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file, { imageOrientation: "from-image", ...settings });
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error;
+    bitmap = await createImageBitmap(file, settings);  // older browsers have no name for what they do
+  }
   const scale = Math.sqrt(MOST_PIXELS / (bitmap.width * bitmap.height));
   if (scale >= 1) return bitmap;
   const size = { resizeWidth: Math.round(bitmap.width * scale), resizeHeight: Math.round(bitmap.height * scale) };
@@ -72,6 +88,7 @@ function show(bitmap, name, answer) {
   const scale = Math.min(1, SHOWN_SIZE / Math.max(bitmap.width, bitmap.height));
   photo.width = Math.max(1, Math.round(bitmap.width * scale));
   photo.height = Math.max(1, Math.round(bitmap.height * scale));
+  photo.setAttribute("aria-label", name || "Picture of the camera");
   photo.getContext("2d").drawImage(bitmap, 0, 0, photo.width, photo.height);
   heat.width = heat.height = facts.image_size;
   const colours = heatColours(answer.map, answer.height, answer.width, facts.image_size, facts.colours);
@@ -90,8 +107,9 @@ function show(bitmap, name, answer) {
     row.append(label, number, meter);
     return row;
   }));
+  const before = find(".doubt").hidden;
   find(".doubt").hidden = !(answer.unlike > 1);
-  if (answer.unlike > 1) {
+  if (answer.unlike > 1 && (before || !video)) {  // once, not with each picture of the camera
     find(".doubt").textContent = "Probably none of these: the picture is unlike the training photos "
       + `(${answer.unlike.toFixed(2)}; the limit is 1).`;
   }
@@ -118,8 +136,9 @@ async function answer(file) {
     return;
   }
   try {
-    show(bitmap, file.name, await classify(bitmap));
-    say("");
+    const found = await classify(bitmap);
+    show(bitmap, file.name, found);
+    say(`${facts.classes[found.best]}, ${percent(found.shares[found.best])}`);
   } catch (error) {
     find(".shown").hidden = true;
     say(`${file.name} cannot be classified (${error.message}).`);
@@ -130,39 +149,50 @@ async function answer(file) {
 
 function stop() {
   if (!video) return;
-  video.srcObject.getTracks().forEach((track) => track.stop());
+  close(video);
   video = null;
   find(".live").setAttribute("aria-pressed", false);
   find(".live").textContent = "Live camera";
 }
 
+function close(shown) {
+  shown.srcObject?.getTracks().forEach((track) => track.stop());
+}
+
 async function live() {
   if (video) { stop(); return; }
-  const shown = document.createElement("video");
+  const shown = video = document.createElement("video");
   try {
     shown.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
     shown.muted = shown.playsInline = true;
     await shown.play();
   } catch (error) {
+    close(shown);
+    if (video !== shown) return;
+    video = null;
     say(`The camera cannot be used (${error.message}).`);
     return;
   }
-  video = shown;
+  if (video !== shown) { close(shown); return; }  // it was stopped, or a picture was given, in the meantime
   find(".live").setAttribute("aria-pressed", true);
   find(".live").textContent = "Stop the camera";
   say("");
   while (video === shown) {
-    waiting = waiting.then(() => answerFrame(shown));
+    waiting = waiting.then(() => answerFrame(shown)).catch((error) => { stop(); say(`The camera stopped (${error.message}).`); });
     await waiting;
     await new Promise(requestAnimationFrame);
   }
 }
 
 async function answerFrame(shown) {
+  if (video !== shown) return;
   const bitmap = await createImageBitmap(shown);
-  const found = await classify(bitmap);
-  if (video === shown) show(bitmap, "", found);
-  bitmap.close();
+  try {
+    const found = await classify(bitmap);
+    if (video === shown) show(bitmap, "", found);
+  } finally {
+    bitmap.close();
+  }
 }
 
 function listen() {

@@ -2,9 +2,11 @@
 const PREFIX = `flowers_pl ${self.registration.scope} `;  // a host may have several models
 const CACHE = PREFIX + "$VERSION";
 const FILES = $FILES;
+const INTEGRITY = $INTEGRITY;  // of those that must be of one export: a mixture is not kept, and is tried again
 
 self.addEventListener("install", (event) => {
-  const requests = FILES.map((file) => new Request(file, { cache: "no-cache" }));  // asks whether they changed
+  const options = (file) => ({ cache: "no-cache", integrity: INTEGRITY[file] ?? "" });  // asks whether they changed
+  const requests = FILES.map((file) => new Request(file, options(file)));
   event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(requests)).then(() => self.skipWaiting()));
 });
 
