@@ -127,9 +127,7 @@ class Load:
 
     async def _exchange(self, request: bytes) -> tuple[int, list[dict[str, Any]]]:
         """Send a request and read its answer, on a connection that is kept if the server keeps it."""
-        reader, writer = (
-            self.idle.pop() if self.idle else await asyncio.open_connection("127.0.0.1", self.port)
-        )
+        reader, writer = await self._connection()
         writer.write(request)
         await writer.drain()
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
@@ -140,6 +138,15 @@ class Load:
         else:
             self.idle.append((reader, writer))
         return int(head.split(" ", 2)[1]), json.loads(body).get("results", [])
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Return a connection: one that was used before, unless the server has closed it since."""
+        while self.idle:
+            reader, writer = self.idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection("127.0.0.1", self.port)
 
     def _hang_up(self) -> None:
         for _, writer in self.idle:

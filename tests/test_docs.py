@@ -18,6 +18,8 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*(?:\.\w+)*")
 FOREIGN = {  # options of other programs: http.server, pip, pytest, mkdocs, tensorboard, torchrun, sbatch
     *(
         "--directory",
+        "--dist",
+        "--numprocesses",
         "--check",
         "--editable",
         "--gpus-per-node",

@@ -108,7 +108,7 @@ def test_many_pictures(browser: Any, client: httpx.Client, size: dict[str, int],
         rows.nth(12).click()
         visit.page.wait_for_function("document.querySelector('.about').textContent.includes('tulip.jpg')")
         visit.page.wait_for_selector(".heat[src]")
-        rows.nth(11).focus()
+        rows.nth(11).locator("button").focus()
         visit.page.keyboard.press("Enter")
         visit.page.wait_for_selector(".doubt:has-text('cannot be read')")
         with visit.page.expect_download() as download:

@@ -26,6 +26,7 @@ from flowers_pl import FlowerClassifier, main
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.data.decoding import load_photo, read_photo
 from flowers_pl.data.drawings import draw_flower
+from flowers_pl.data.reviews import sha256_of
 from flowers_pl.explain.activation_maps import class_activation_maps, scaled_maps
 from flowers_pl.export.explained import export_explained
 from flowers_pl.export.load import Exported
@@ -284,6 +285,9 @@ def test_a_model_that_lacks_novelty_says_so(
     lacking = onnx.load(onnx_file)
     del lacking.graph.output[2]
     onnx.save(lacking, tmp_path / "web" / "model.onnx")
+    facts = json.loads((folder / "model.json").read_text())
+    facts["sha256"] = sha256_of(tmp_path / "web" / "model.onnx")
+    (tmp_path / "web" / "model.json").write_text(json.dumps(facts))
     with hosted(tmp_path / "web") as address, visiting(browser, address) as page:
         give(page, "wide.png", pictures()["wide.png"])
         assert "cannot tell pictures of something else" in page.inner_text(".about")

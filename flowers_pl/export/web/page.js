@@ -226,8 +226,10 @@ try {
   say(`The model cannot be loaded (${error.message}); reload the page.`);
 }
 if (navigator.serviceWorker) {  // only with https, or on the machine itself
-  navigator.serviceWorker.register("service-worker.js").then(() => navigator.serviceWorker.ready).then(
-    () => { find(".offline").textContent = "The page works without a network from now on."; },
-    () => { find(".offline").textContent = "This browser keeps no copy of the page for times without a network."; },
-  );
+  const none = () => { find(".offline").textContent = "This browser keeps no copy of the page for times without a network."; };
+  navigator.serviceWorker.register("service-worker.js").then((registration) => {
+    const worker = registration.installing;
+    worker?.addEventListener("statechange", () => { if (worker.state === "redundant" && !registration.active) none(); });
+    return navigator.serviceWorker.ready;
+  }).then(() => { find(".offline").textContent = "The page works without a network from now on."; }, none);
 }
