@@ -74,6 +74,17 @@ def test_stages_may_get_other_lengths_whenever_they_began(
     shutil.rmtree(run)
 
 
+@pytest.mark.slow
+def test_a_stage_that_has_trained_for_longer_than_is_now_asked_for_ends(home: Path) -> None:
+    run = home / "checkpoints" / "shorter"
+    stop = ["--unfreeze.head_epochs", "4", "--trainer.max_epochs", "3"]
+    assert main(["fit", "--config", "small.yaml", "--run_name", "shorter", *stop]) == 0
+    go_on = ["fit", "--ckpt_path", str(run / "last.ckpt"), "--trainer.max_epochs", "-1"]
+    assert main([*go_on, "--unfreeze.head_epochs", "1", "--unfreeze.top_epochs", "1"]) == 0
+    assert [row["stage"] for row in read_table(run / "metrics.csv")] == [1, 1, 1, 2]
+    shutil.rmtree(run)
+
+
 @pytest.mark.release
 def test_a_run_in_float64_resumes_without_rounding_its_weights(home: Path) -> None:
     short = ["--trainer.precision", "64-true", "--unfreeze.head_epochs", "1", "--unfreeze.top_epochs", "1"]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import yaml
 from torch.nn import functional as F
 
 from flowers_pl.cli.app import main
@@ -159,7 +160,9 @@ def test_a_size_that_a_teacher_does_not_take_is_named(tmp_path: Path) -> None:
             make_teacher(teacher_kind(name), 2, 32, None, seed=0)
 
 
-def test_photos_have_the_size_of_the_teacher_wherever_that_is_named(tmp_path: Path) -> None:
+def test_photos_have_the_size_of_the_teacher_wherever_that_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "teacher.yaml"
     file.write_text("teacher: efficientnet_v2_s\n")
     for args, sizes in (
@@ -171,15 +174,19 @@ def test_photos_have_the_size_of_the_teacher_wherever_that_is_named(tmp_path: Pa
     ):
         settings, _ = _parse(args)
         assert (settings.data.image_size, settings.data.stored_size) == sizes
+        with pytest.raises(SystemExit):
+            _parse([*args, "--print_config"])
+        printed = yaml.safe_load(capsys.readouterr().out)["data"]
+        assert (printed["image_size"], printed["stored_size"]) == sizes
 
 
 def test_a_table_of_others_is_not_replaced(tmp_path: Path) -> None:
-    facts = dict.fromkeys(("teacher", "root", "split", "split_seed", "val_fraction", "all_photos"), "a")
+    facts = {"teacher": "a", "root": "a"}
     check_table(tmp_path / "soft.csv", facts)
     write_json(tmp_path / "soft.json", facts | {"epochs": 3})
     check_table(tmp_path / "soft.csv", facts | {"root": "b"})  # there is no table
     (tmp_path / "soft.csv").touch()
-    check_table(tmp_path / "soft.csv", facts | {"epochs": 4})
+    check_table(tmp_path / "soft.csv", facts)
     with pytest.raises(FlowersError, match=r"^--out: .*soft\.csv' was made with another root \(a, not b\)"):
         check_table(tmp_path / "soft.csv", facts | {"root": "b"})
 

@@ -43,7 +43,7 @@ function choices(photo, large) {
     const names = make("datalist", { id: "names" }, ...rest.map((label) => make("option", { value: data.classes[label].name })));
     const chosen = rest.find((label) => made && made[0] === RELABEL && made[1] === data.classes[label].cell);
     const value = chosen === undefined ? "" : data.classes[chosen].name;
-    const field = make("input", { type: "text", placeholder: "It is a …", autocomplete: "off", value, className: value && "chosen" });
+    const field = make("input", { type: "text", placeholder: "It is a …", autocomplete: "off", defaultValue: value, className: value && "chosen" });
     field.setAttribute("list", "names");
     field.setAttribute("aria-label", "It is a");
     row.append(make("label", {}, field, " ", make("kbd", { textContent: "0" })), names);
@@ -237,7 +237,10 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (event.target.closest("select, input, textarea") && event.key !== "Escape") return;
-  if (event.repeat && !event.key.startsWith("Arrow")) return; // a key that is held decides once
+  if (event.repeat && !event.key.startsWith("Arrow")) { // a key that is held decides once
+    if (undoing || saving) event.preventDefault();
+    return;
+  }
   if (undoing || event.key === "u" || event.key === "U") undo();
   else if (saving || event.key === "s" || event.key === "S") save();
   else if (event.key === "ArrowRight" || event.key === "ArrowDown") go(Math.min(current + 1, places.length - 1));

@@ -63,7 +63,7 @@ def forget_identity(settings: Namespace, run: Path, args: list[str]) -> None:
         args: the command line.
     """
     own = read_settings(run / CONFIG)
-    if own.get("ckpt_path") is not None:
+    if settings.ckpt_path == own.get("ckpt_path"):
         settings.ckpt_path = None
     if given("--run_name", args) is None and settings.run_name == own.get("run_name"):
         settings.run_name = None

@@ -31,6 +31,7 @@ AUGMENTATION = {
     "rotation": 0.0, "shift": 0.0, "zoom": 0.0, "crop": 0.35, "contrast": 0.2, "saturation": 0.2,
     "weak_epochs": 2,
 }  # fmt: skip
+HELP = ("-h", "--help")
 RATE, RATE_WITHOUT_BATCH_NORM = 4e-4, 1e-4  # transformers and ConvNeXt want less
 
 
@@ -42,6 +43,7 @@ def run(args: list[str]) -> None:
     kind = teacher_kind(settings.teacher)
     out = Path(settings.out or _default_out(settings))
     check_name(out)
+    check_table(out, _photos(settings))
     check_writable(out.parent, "--out" if settings.out else "")
     data: FlowersDataModule = options.parser.instantiate(settings).data
     probe = make_teacher(kind, 2, data.image_size, settings.teacher_weights, 0)  # fails now or never
@@ -57,7 +59,6 @@ def run(args: list[str]) -> None:
         precision == "bf16-mixed", data.workers,
     )  # fmt: skip
     facts = _facts(settings, precision, rate, device)
-    check_table(out, facts)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     try:
         judged = teach(lesson, kind, settings.teacher_weights, settings.folds, recipe, _work_folder(out))
@@ -106,8 +107,9 @@ def _parse(args: list[str]) -> tuple[Namespace, Options]:
     options.parser.link_arguments("seed_everything", "data.seed")
     defaults: dict[str, Any] = {f"data.augmentation.{name}": value for name, value in AUGMENTATION.items()}
     options.parser.set_defaults(defaults | _sizes(teacher_kind(OWN).size))
-    options.parser.set_defaults(_sizes(teacher_kind(options.parse(args).teacher).size))
-    options.parser.set_defaults(_sizes(options.parse(args).data.image_size))
+    named = [one for one in args if one not in HELP and not one.startswith("--print_config")]
+    options.parser.set_defaults(_sizes(teacher_kind(options.parse(named).teacher).size))
+    options.parser.set_defaults(_sizes(options.parse(named).data.image_size))
     return options.parse(args), options
 
 
@@ -151,18 +153,32 @@ def _work_folder(out: Path) -> Path:
     return out.with_suffix(".folds")
 
 
+def _photos(settings: Namespace) -> dict[str, Any]:
+    """Return which teacher judges which photos, for the JSON file: a table of others is not replaced."""
+    data = settings.data
+
+    def found(path: str | None) -> str | None:
+        return path and str(Path(path).resolve())
+
+    return {
+        "teacher": settings.teacher,
+        "teacher_weights": found(settings.teacher_weights) or "published",
+        "root": data.root if is_address(data.root) else found(data.root),
+        "split": data.split if data.split in ("grouped", "notebook") else found(data.split),
+        "split_seed": data.split_seed,
+        "val_fraction": data.val_fraction,
+        "exclude": found(data.exclude),
+        "review": found(data.review),
+        "all_photos": settings.all_photos,
+    }
+
+
 def _facts(settings: Namespace, precision: str, rate: float, device: torch.device) -> dict[str, Any]:
     """Return how the soft labels were made, for the JSON file."""
     data = settings.data
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "teacher": settings.teacher,
-        "teacher_weights": settings.teacher_weights or "published",
-        "root": data.root if is_address(data.root) else str(Path(data.root).resolve()),
-        "split": data.split,
-        "split_seed": data.split_seed,
-        "val_fraction": data.val_fraction,
-        "all_photos": settings.all_photos,
+        **_photos(settings),
         "folds": settings.folds,
         "epochs": settings.epochs,
         "image_size": data.image_size,

@@ -82,8 +82,7 @@ def write_final(
         results: how the model was evaluated, for its card where `test` has not evaluated it.
 
     Raises:
-        FlowersError: the exported model cannot be written or does not agree with the checkpoint, or there are
-            no training photos to calibrate int8 on.
+        FlowersError: the file cannot be written or does not agree, or int8 has no photos to calibrate on.
     """
     from flowers_pl.export.mobile import export_executorch
     from flowers_pl.export.write import export_onnx, export_torch, unwritable
@@ -94,8 +93,11 @@ def write_final(
     write = {".onnx": export_onnx, ".pt2": export_torch, ".pte": export_executorch}[file.suffix]
     try:
         with replacing(file) as unfinished:
-            write(model, unfinished)
-            files = {file.name: compare(unfinished, model, root, placed, most)}
+            try:
+                write(model, unfinished)
+                files = {file.name: compare(unfinished, model, root, placed, most)}
+            except FlowersError as error:
+                raise FlowersError(str(error).replace(str(unfinished), str(file))) from error
     except OSError as error:
         raise unwritable(file, error) from error
     log.info("%s: %s", file, files[file.name])
@@ -124,10 +126,9 @@ def compare(
     from flowers_pl.export.verify import check_export, generated_images
 
     side, called = (VAL, "validation image") if model.refit is None else (TRAIN, "training image")
-    compared = [photo.path for photo in placed if photo.side == side]
-    checked = compared[:: max(1, len(compared) // most)] if most else compared
-    exported = Exported.open(file)
-    photos = (photo for _, photo in _photos_there(root, checked))
+    paths = [photo.path for photo in placed if photo.side == side]
+    checked = paths[:: max(1, len(paths) // most) if most else 1]
+    exported, photos = Exported.open(file), (photo for _, photo in _photos_there(root, checked))
     agreement = check_export(exported, model, photos, called)
     if not agreement.photos:
         log.warning("No %s is below %r, so the export is checked on generated images.", called, str(root))

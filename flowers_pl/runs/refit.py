@@ -36,7 +36,7 @@ def read_refit(run: Path) -> Refit:
             f"--refit: {str(run)!r} is a refit itself and has all photos already; give the run that it"
             f" repeats, {before.run!r}."
         )
-    if ours.get("unlike") is None:  # which is fitted last
+    if ours.get("unlike") is None:  # which is added when training ends
         raise FlowersError(
             f"--refit: the run {str(run)!r} has not ended, so what it keeps is not known; resume it to its"
             " end first."

@@ -148,22 +148,19 @@ async function select(index) {
   show(row);
   if (row.answer.error || row.answer.heatmap || row.asked) return;  // maps of many are made when looked at
   row.asked = true;
-  let failed = null;
+  row.failed = null;
   try {
-    const [made] = await classify([row.file], true);
-    if (made.error) failed = made.error;
+    const [made] = await classifyReadable([row.file], true);
+    if (made.error) row.failed = made.error;
     else row.answer = made;
   } catch (error) {
-    failed = error.message;
+    row.failed = error.message;
   }
-  if (failed !== null) {
-    row.asked = false;
-    say(`The heat map cannot be had: ${failed}`);
-  }
+  row.asked = row.failed === null;  // else it is asked again
   if (rows[selected] === row) show(row);
 }
 
-function show({ file, address, answer, asked }) {
+function show({ file, address, answer, asked, failed }) {
   find(".shown").hidden = false;
   find(".photo").src = address;
   find(".photo").alt = file.name || "picture";
@@ -176,7 +173,8 @@ function show({ file, address, answer, asked }) {
       + `(${answer.unlike.toFixed(2)}; the limit is 1).` : "";
   const without = [];
   if (!answer.error && answer.unlike === null) without.push("The model cannot tell pictures of something else.");
-  if (!answer.error && !answer.heatmap && (asked || rows.length === 1)) without.push("It has no heat maps.");
+  if (failed) without.push(`There is no heat map: ${failed}`);
+  else if (!answer.error && !answer.heatmap && (asked || rows.length === 1)) without.push("It has no heat maps.");
   find(".about").textContent = [file.name, ...without].filter(Boolean).join(" · ");
   const confidences = Object.entries(answer.probabilities)
     .map(([label, confidence]) => ({ label, confidence }))

@@ -26,7 +26,6 @@ from flowers_pl.teaching.loop import Recipe, judge, train
 from flowers_pl.teaching.networks import TeacherKind, make_teacher
 
 log = logging.getLogger(__name__)
-WHOSE = ("teacher", "root", "split", "split_seed", "val_fraction", "all_photos")  # soft labels a table has
 VERSION = 1  # of what a fold's result depends on besides its settings: a change there needs a new number
 
 
@@ -219,14 +218,14 @@ def check_table(file: Path, facts: Mapping[str, Any]) -> None:
 
     Args:
         file: the table.
-        facts: as `write_soft_labels` takes them.
+        facts: some of those that `write_soft_labels` gets, which must be the same.
 
     Raises:
         FlowersError: there is such a table.
     """
     try:
         before = read_json(file.with_suffix(".json"))
-        other = next((name for name in WHOSE if before[name] != facts[name]), None)
+        other = next((name for name in facts if before[name] != facts[name]), None)
     except (OSError, ValueError, LookupError, TypeError):  # none, or something else
         return
     if other is not None and file.exists():

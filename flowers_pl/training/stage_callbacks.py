@@ -64,7 +64,7 @@ class UnfreezeTopLayers(L.Callback):
         self.layers, self.epochs = layers, {1: head_epochs, 2: top_epochs}
         self.best_loss = float("inf")
         self.best_head: dict[str, Tensor] = {}
-        self._own_limit = False  # whether no smaller --trainer.max_epochs is given
+        self._own_limit = False  # whether the stages decide, and not --trainer.max_epochs
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_loss": self.best_loss, "best_head": self.best_head}
@@ -117,8 +117,9 @@ class UnfreezeTopLayers(L.Callback):
         trained = checkpoint["epoch"] + (MIDDLE not in checkpoint)
         stage.ended |= trained - stage.first_epoch >= self._length(_classifier(pl_module))
         stage.last = stage.number == 2 or not self.epochs[2]
-        if self._own_limit and stage.number == 2:  # which began when stage 1 ended, not when it might have
-            trainer.fit_loop.max_epochs = max(trained, stage.first_epoch + self.epochs[2])
+        if self._own_limit:  # stage 2 begins when stage 1 has ended, not when it might have
+            first = stage.first_epoch if stage.number == 2 else max(trained, self.epochs[1])
+            trainer.fit_loop.max_epochs = max(trained, first + self.epochs[2])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         stage = _classifier(pl_module).stage

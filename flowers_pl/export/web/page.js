@@ -177,8 +177,13 @@ async function live() {
   find(".live").setAttribute("aria-pressed", true);
   find(".live").textContent = "Stop the camera";
   say("");
+  find(".doubt").hidden = true;
   while (video === shown) {
-    waiting = waiting.then(() => answerFrame(shown)).catch((error) => { stop(); say(`The camera stopped (${error.message}).`); });
+    waiting = waiting.then(() => answerFrame(shown)).catch((error) => {
+      if (video !== shown) return;
+      stop();
+      say(`The camera stopped (${error.message}).`);
+    });
     await waiting;
     await new Promise(requestAnimationFrame);
   }
