@@ -124,7 +124,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow or release, too")
 
 
+LONG_FILES = {  # come first, so that none is left alone at the end where several processes run tests
+    f"test_{name}"
+    for name in (
+        "ddp", "predict", "stopping", "notebook", "mobile", "export", "serving_load", "without_opencv",
+    )
+}  # fmt: skip
+LONG_EXAMPLES = ("export_onnx", "check_export")  # in docstrings; each exports a model
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG_FILES)
+    for item in items:
+        if isinstance(item, pytest.DoctestItem) and item.name.endswith(LONG_EXAMPLES):
+            item.add_marker(pytest.mark.release)
     if not config.getoption("--run-slow"):
         for item in items:
             if not {"slow", "release"}.isdisjoint(item.keywords):

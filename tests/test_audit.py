@@ -339,7 +339,7 @@ def test_one_class_with_one_photo_is_audited_too(tmp_path: Path, monkeypatch: py
     assert json.loads(Path("audit/audit.json").read_text())["readable"] == {"rose": 0}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_planted_wrong_labels_on_drawings_are_found(
     real_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

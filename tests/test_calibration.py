@@ -203,7 +203,7 @@ def test_the_temperature_is_that_of_the_mean_logits_of_the_validation_side(
     assert abs(found.temperature.value - 1) > 0.01  # or these tests could not fail
 
 
-@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("fast", [True, pytest.param(False, marks=pytest.mark.release)])
 def test_classify_and_predict_use_both(
     fast: bool, home: Path, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

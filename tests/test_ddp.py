@@ -238,6 +238,7 @@ def test_two_machines_need_no_disk_in_common(machines: list[Path]) -> None:
     assert len(set(first)) == 4
 
 
+@pytest.mark.release
 def test_float32_stays_close_in_the_first_steps_of_each_stage(
     machines: list[Path], tmp_path: Path, drawings: Path
 ) -> None:

@@ -500,7 +500,7 @@ def test_accuracy_loss_is_a_paired_bootstrap() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+@pytest.mark.parametrize("kind", [pytest.param("onnx", marks=pytest.mark.release), "pt2"])
 def test_real_photos(kind: str, real_photos: Path, real_weights: Path, tmp_path: Path) -> None:
     model = FlowerClassifier(weights=None)
     model.build(KINDS, 160)

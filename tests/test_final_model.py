@@ -15,7 +15,7 @@ from PIL import Image
 from flowers_pl import FlowerClassifier, main
 from flowers_pl.core.system import processor
 from flowers_pl.data.drawings import draw_flower
-from flowers_pl.export.write import Deployable
+from flowers_pl.export.write import Deployable, written_whole
 from flowers_pl.runs.final_model import write_card
 
 RUN = Path(__file__).parent / "data" / "run-0.1.0"
@@ -100,6 +100,20 @@ def test_a_file_that_does_not_agree_leaves_what_was_there(
     assert "differs from its checkpoint" in capsys.readouterr().err
     assert not {"exports.json", "MODEL_CARD.md"} & {file.name for file in run.iterdir()}
     assert [file.read_bytes() for file in run.iterdir() if file.suffix == ".pt2"] == [before] * bool(before)
+
+
+def test_a_full_disk_is_said_of_the_file_itself(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(model: FlowerClassifier, file: Path) -> None:
+        with written_whole(file):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("flowers_pl.export.write.export_torch", fail)
+    assert main(["export"]) == 1
+    said = capsys.readouterr().err
+    assert "final.pt2' cannot be written" in said
+    assert ".final-" not in said
 
 
 def test_a_folder_that_is_not_there(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -226,7 +226,7 @@ def test_a_switch_takes_no_value_from_the_option_after_it(
     assert "--resume must be true or false, not maybe" in said
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(900)
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(home: Path, whole: bytes) -> None:
     noted = home / "moments.txt"
@@ -285,10 +285,7 @@ def test_two_processes_write_the_table_of_one_and_go_on_after_one_is_killed(home
     assert code == 0, said
     assert said.count("30 predictions, 1 file that cannot be read") == 1  # one process speaks
     assert Path("x.csv").read_bytes() == whole
-    code, said = start(home, "predict", *PREDICT, "--out", "y.csv", "--trainer.devices", "2")
-    assert code == 0, said
-    assert Path("y.csv").read_bytes() == whole
-    assert left(home) == ["whole.csv", "x.csv", "y.csv"]
+    assert left(home) == ["whole.csv", "x.csv"]
 
 
 @pytest.mark.slow

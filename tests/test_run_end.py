@@ -230,7 +230,10 @@ def test_a_run_without_a_step_is_an_error_and_leaves_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [("--trainer.max_steps", "10"), ("--trainer.max_epochs", "2")])
+@pytest.mark.parametrize(
+    "limit",
+    [("--trainer.max_steps", "10"), pytest.param(("--trainer.max_epochs", "2"), marks=pytest.mark.release)],
+)
 def test_a_run_resumed_at_its_limit_says_so_and_reports_its_best_weights(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], limit: tuple[str, str]
 ) -> None:

@@ -36,7 +36,7 @@ def test_predict_into_a_pipe_whose_reader_has_gone(tmp_path: Path) -> None:
     assert (tmp_path / "x.csv").read_text().count("\n") == 13
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_predict_with_standard_output_closed(tmp_path: Path) -> None:
     done = predict(tmp_path, DRAWINGS / "rose" / "rose_0000.png", preexec_fn=lambda: os.close(1))
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False)

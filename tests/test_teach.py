@@ -305,7 +305,9 @@ class Killed(BaseException):
     """Stands for SIGKILL, which no process can handle."""
 
 
-@pytest.mark.parametrize("fold", [0, 1, 2])
+@pytest.mark.parametrize(
+    "fold", [pytest.param(0, marks=pytest.mark.release), 1, pytest.param(2, marks=pytest.mark.release)]
+)
 def test_a_kill_at_any_fold_changes_nothing(
     weights: Path, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fold: int
 ) -> None:

@@ -72,7 +72,7 @@ def test_training_and_heat_maps_go_on_without_opencv(home: Path, drawings: Path)
     [
         pytest.param(["--method", "layercam"], marks=pytest.mark.release),
         pytest.param(["--layer", "backbone.3"], marks=pytest.mark.release),
-        ["--faithfulness", "2"],
+        pytest.param(["--faithfulness", "2"], marks=pytest.mark.release),
     ],
     ids=" ".join,
 )
