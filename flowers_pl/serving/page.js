@@ -131,7 +131,8 @@ function addRow(index) {
   const row = find("tbody").insertRow();
   const look = document.createElement("button"), picture = document.createElement("img");
   picture.src = address;
-  picture.alt = `Show ${file.name || "picture"}`;
+  picture.alt = "";
+  look.setAttribute("aria-label", `Show ${file.name || "picture"}`);
   look.append(picture);
   cell(row, look);
   cell(row, file.name || "picture");
