@@ -145,6 +145,18 @@ def test_a_photo_now_and_then_is_read_without_its_shard(store: str, pack: Path, 
     assert not shards_in(folder)
 
 
+def test_parts_of_a_pack_that_was_replaced_are_not_read(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photo_root(store, tmp_path, LIMIT)
+    pixels = decode_root(folder, list_photos(folder), 32).pixels
+    monkeypatch.setattr("flowers_pl.packs.reader.CHECKED", -1.0)
+    pixels[np.arange(3)]  # the store has the same index
+    monkeypatch.setattr("flowers_pl.packs.remote.Store.read_index", lambda store, name: b"{}")
+    with pytest.raises(FlowersError, match="was replaced during this run"):
+        pixels[np.arange(3)]
+
+
 def test_every_order_reads_the_right_photos(store: str, pack: Path, tmp_path: Path) -> None:
     folder = photo_root(store, tmp_path, LIMIT)
     found = decoded_through_cache(folder)

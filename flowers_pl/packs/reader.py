@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ from flowers_pl.packs.index import (
 from flowers_pl.packs.remote import Store
 from flowers_pl.packs.shard_cache import ShardCache
 
+CHECKED = 60.0  # seconds after which a store is asked whether the pack is still the same
 _OPEN = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)  # a FIFO would block
 
 
@@ -59,6 +61,7 @@ class Pack:
             raise damaged(self.where, f"{INDEX} cannot be read: {reason_of(error)}") from error
         self.digest = hashlib.sha256(content).hexdigest()
         self.index: PackIndex = parse_index(content, self.where)
+        self._checked = time.monotonic()  # when the store had this index last
 
     def __len__(self) -> int:
         return self.index.num_photos
@@ -133,10 +136,19 @@ class Pack:
     def read_apart(self, shard: FileEntry, pieces: Sequence[tuple[int, memoryview]]) -> None:
         """Read parts of a shard from the store, where the whole shard is not worth fetching.
 
+        A shard has one digest, so parts of it cannot be checked; that the pack is still the same can.
+
         Raises:
-            FlowersError: it cannot be reached, or is not as long as the index says.
+            FlowersError: it cannot be reached, is not as long as the index says, or is of another pack.
         """
         assert self.cache is not None
+        if time.monotonic() > self._checked + CHECKED:
+            if hashlib.sha256(self.cache.store.read_index(INDEX)).hexdigest() != self.digest:
+                raise FlowersError(
+                    f"--data.root: the pack at {self.where!r} was replaced during this run; put the old one"
+                    " back and resume, or start again."
+                )
+            self._checked = time.monotonic()
         for offset, target in pieces:
             target[:] = self.cache.store.read(shard.name, offset, offset + len(target))
 
