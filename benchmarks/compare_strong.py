@@ -1,4 +1,4 @@
-"""Compare the strong recipe with plain torch, in pairs, of which now this one and now that one runs first.
+"""Compare the strong recipe with plain torch in pairs, which take turns at running first.
 
     python -m benchmarks.compare_strong PHOTOS --weights FILE [--head_epochs 6] [--epochs 25] [--pairs 3]
 

@@ -60,8 +60,8 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "12 epochs": ("--unfreeze.top_epochs=12",),
     "40 epochs": ("--unfreeze.top_epochs=40",),
 }
-ALSO = [name for name in RECIPES if name not in ("strong", "with a teacher", "flip", "with a teacher, flip")]
 TEACHERS = ("with a teacher", "with a teacher, flip")
+ALSO = [name for name in RECIPES if name not in ("strong", "flip", *TEACHERS)]
 SPLITS = range(4)
 
 
@@ -122,10 +122,9 @@ class Bench:
             folder, "teach", f"--data.split_seed={run.split}", f"--out={out}", *self.args.teacher
         ):
             return None
-        minutes = (time.monotonic() - start) / 60
         return {
             "accuracy": json.loads(out.with_suffix(".json").read_text())["cross_validated_accuracy"],
-            "minutes": minutes,
+            "minutes": (time.monotonic() - start) / 60,
         }
 
     def _soft_labels(self, split: int) -> Path:
@@ -224,10 +223,8 @@ def pooled_calibration(folders: list[Path]) -> tuple[float, float, float, float]
 
     The temperature is fitted on one half of each validation side and judged on the other, both ways; the
     predictions of all folders are pooled; 15 bins of equal mass. The last two numbers are the mean error of
-    a perfectly calibrated model of the same confidences, by 200 simulations, and the mean temperature.
-
-    Args:
-        folders: of runs; the temperature that a run has fitted on the whole side is taken back first.
+    a perfectly calibrated model of the same confidences, by 200 simulations, and the mean temperature. One
+    that a run has fitted itself is taken back first.
     """
     before, after, right, temperatures = [], [], [], []
     for folder in folders:
@@ -277,10 +274,9 @@ def main() -> None:
     if args.summary:
         summary(done(args.table))
         if args.runs:
-            every = [args.runs / f"strong-{split}-0/checkpoints/run" for split in SPLITS]
-            folders = [folder for folder in every if (folder / "test.json").exists()]
-            print(f"pooled ECE of {len(folders)} splits before and after, by chance, temperature:")
-            print(pooled_calibration(folders))
+            tables = args.runs.glob("strong-[0-3]-0/checkpoints/run/test.json")
+            folders = sorted(table.parent for table in tables)
+            print(f"pooled ECE of {len(folders)}: before, after, chance, T:", *pooled_calibration(folders))
         return
     args.weights, args.torch = str(Path(args.weights).resolve()), torch.__version__
     args.device = torch.cuda.get_device_name() if torch.cuda.is_available() else machine()

@@ -145,6 +145,9 @@ def yaml_text(path: str) -> str:
     return escape_bytes(path) if any("\udc80" <= letter <= "\udcff" for letter in path) else path
 
 
+HELP = {"-h", "--help"}
+
+
 def given(option: str, args: list[str]) -> str | None:
     """Return what a command line gives for an option, before it is parsed; None for nothing or null."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -155,7 +158,7 @@ def given(option: str, args: list[str]) -> str | None:
 
 def asks_for_help(args: list[str]) -> bool:
     """Whether a command line asks for help, which needs no checkpoint."""
-    return bool({"-h", "--help"} & set(args))
+    return bool(HELP & set(args))
 
 
 def _int_first(hint: Any) -> Any:

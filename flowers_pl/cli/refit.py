@@ -55,7 +55,7 @@ def check_settings(refit: Refit, settings: Namespace) -> None:
 
 
 def forget_identity(settings: Namespace, run: Path, args: list[str]) -> None:
-    """Drop what says which run the settings of a run are of, but not what the user gives a refit.
+    """Drop a run's own name and checkpoint from its settings, but not those that the user gives the refit.
 
     Args:
         settings: of the refit; changed in place.
@@ -70,7 +70,7 @@ def forget_identity(settings: Namespace, run: Path, args: list[str]) -> None:
 
 
 def check_decisions(run: Path, settings: str, defaults: str) -> None:
-    """Refuse other values of what a refit takes from its run.
+    """Refuse to change what a refit takes from its run.
 
     Args:
         run: its folder.
@@ -78,7 +78,7 @@ def check_decisions(run: Path, settings: str, defaults: str) -> None:
         defaults: see `changes`.
 
     Raises:
-        FlowersError: one of them is another one.
+        FlowersError: one of them differs.
     """
     for name, old, new in changes(run / CONFIG, settings, defaults):
         if name in DECISIONS:

@@ -12,7 +12,7 @@ import torchvision
 from jsonargparse import Namespace
 
 from flowers_pl.cli.commands import SUMMARIES
-from flowers_pl.cli.options import Options
+from flowers_pl.cli.options import HELP, Options
 from flowers_pl.cli.trainer import seed
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import check_writable
@@ -31,7 +31,6 @@ AUGMENTATION = {
     "rotation": 0.0, "shift": 0.0, "zoom": 0.0, "crop": 0.35, "contrast": 0.2, "saturation": 0.2,
     "weak_epochs": 2,
 }  # fmt: skip
-HELP = ("-h", "--help")
 RATE, RATE_WITHOUT_BATCH_NORM = 4e-4, 1e-4  # transformers and ConvNeXt want less
 
 
@@ -58,14 +57,13 @@ def run(args: list[str]) -> None:
         settings.epochs, data.batch_size, rate, data.seed, data.image_size, data.augmentation, device,
         precision == "bf16-mixed", data.workers,
     )  # fmt: skip
-    facts = _facts(settings, precision, rate, device)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     try:
         judged = teach(lesson, kind, settings.teacher_weights, settings.folds, recipe, _work_folder(out))
     except Stopped as stop:
         stop.advice = "start it again with the same command; folds that are finished are kept"
         raise
-    write_soft_labels(out, lesson, judged, facts)
+    write_soft_labels(out, lesson, judged, _facts(settings, precision, rate, device))
     log.info(
         "Cross-validated accuracy of %s on %d photos: %.4f. Soft labels: %s; give them to 'fit' as"
         " --data.soft_labels.",

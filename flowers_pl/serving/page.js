@@ -37,7 +37,7 @@ async function showModel() {
   }
 }
 
-// Send files, a few in a request; a server that is busy is asked again. An answer that is refused is about no file.
+// Send files, a few in a request; a server that is busy is asked again. A refusal says nothing about the files.
 async function classify(files, heat) {
   const form = new FormData();
   for (const file of files) form.append("files", file, file.name || "picture");

@@ -43,7 +43,7 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 class Change(NamedTuple):
-    """A setting of a run that is another one now.
+    """A setting that differs from the run's.
 
     Args:
         name: of the option, without the dashes.
