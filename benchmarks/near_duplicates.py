@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.watching import machine
 from flowers_pl.data.duplicates import THUMB, duplicate_groups
 from flowers_pl.data.hash_search import NEAR_BITS
-from flowers_pl.data.near_duplicates import NEAR_CORRELATION, connected, correlation
+from flowers_pl.data.near_duplicates import NEAR_CORRELATION, connected
 
 ADDED = 1000
 
@@ -52,7 +52,8 @@ def all_pairs(phashes: np.ndarray, thumbs: np.ndarray, rows: int = 256) -> np.nd
         apart = np.bitwise_count(phashes[start : start + rows, None] ^ phashes[None, start:])
         for row, column in np.argwhere(apart <= NEAR_BITS):
             first, second = start + int(row), start + int(column)
-            if first < second and correlation(thumbs[first], thumbs[second]) >= NEAR_CORRELATION:
+            both = thumbs[first].ravel(), thumbs[second].ravel()
+            if first < second and np.corrcoef(*both)[0, 1] >= NEAR_CORRELATION:
                 pairs.append((first, second))
     first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     return connected(len(phashes), first, second)

@@ -18,11 +18,11 @@ from flowers_pl.audit.findings import UNLIKE, Asked, Fault, Findings, LabelCheck
 from flowers_pl.audit.html import SIZE, render_page
 from flowers_pl.audit.pictures import LADDER, make_pictures
 from flowers_pl.cli.app import main
-from flowers_pl.core.files import read_csv
+from flowers_pl.core.files import read_csv, sha256_of
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.drawing_folder import write_drawings
 from flowers_pl.data.drawings import draw_flower
-from flowers_pl.data.reviews import Decision, read_review, sha256_of
+from flowers_pl.data.reviews import Decision, read_review
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -11,7 +11,7 @@ from PIL import Image
 
 from flowers_pl.cli.app import main
 from flowers_pl.cli.fit_options import parser
-from flowers_pl.core.names import BEST, METRICS, PREDICTIONS, RUNS, TEST_JSON
+from flowers_pl.core.names import BEST, CARD, METRICS, PREDICTIONS, RUNS, TEST_JSON
 from flowers_pl.data.decoding import read_photo
 from flowers_pl.data.drawings import draw_flower
 
@@ -95,6 +95,16 @@ def test_a_report_on_a_part_of_the_photos_counts_that_part(
     assert len((RUNS / "run" / PREDICTIONS).read_text().splitlines()) == 3
     assert main(["validate", *few, "--trainer.limit_val_batches", "1"]) == 0
     assert "Only a part" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_card_has_no_figures_of_a_part_of_the_photos(
+    photos: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = ["--data.batch_size", "1", "--trainer.limit_val_batches", "1", "--export", "torch"]
+    assert main([*FIT, "--run_name", "run", "--unfreeze.head_epochs", "1", *few]) == 0
+    assert "Only a part of them was evaluated" in caplog.text
+    assert "Not measured yet" in (RUNS / "run" / CARD).read_text()
 
 
 def test_an_exif_block_whose_header_is_doubled_still_turns_the_photo(tmp_path: Path) -> None:

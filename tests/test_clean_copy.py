@@ -15,7 +15,8 @@ import pytest
 from flowers_pl.audit.clean_copy import copy_clean
 from flowers_pl.cli.app import main
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.data.reviews import Decision, sha256_of, write_review
+from flowers_pl.core.files import sha256_of, write_csv
+from flowers_pl.data.reviews import HEADER, Decision
 
 
 def tree(root: Path) -> dict[str, bytes]:
@@ -40,7 +41,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def decide(root: Path, *decisions: tuple[str, str, str]) -> str:
     rows = [Decision(path, action, label, sha256_of(root / path)) for path, action, label in decisions]
-    write_review("review.csv", rows)
+    write_csv("review.csv", HEADER, rows)
     return "review.csv"
 
 

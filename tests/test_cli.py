@@ -452,6 +452,13 @@ def test_the_recipe_is_what_a_bare_fit_does(inside: Path, capsys: pytest.Capture
             "--model.weights: 'nowhere.pth' is neither a file nor a name",
         ),
         (["fit", "--data.augmentation.zoom", "2"], "zoom"),
+        (
+            ["fit", "--trainer.accumulate_grad_batches", "0"],
+            "accumulate_grad_batches must be at least 1, not 0",
+        ),
+        (["fit", "--trainer.strategy", "fsdp"], "--trainer.strategy must be one of auto, ddp, ddp_find_"),
+        (["test", "--trainer.accelerator", "warp"], "--trainer.accelerator: "),
+        (["fit", "--trainer.num_nodes", "0"], "--trainer.num_nodes: "),
         (["fit", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["fit", "--run_name", "first"], "'checkpoints/first' exists already"),
         (["fit", "--ckpt_path", "nowhere.ckpt"], "no checkpoint 'nowhere.ckpt'"),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flowers_pl.core.files import expanded, read_csv, read_json, write_csv, write_json
+from flowers_pl.core.files import read_csv, read_json, write_csv, write_json
+from flowers_pl.core.paths import expanded
 from flowers_pl.core.text import escape_bytes, unescape_bytes
 
 NAMES = [

@@ -21,9 +21,9 @@ from flowers_pl.data import cache_index, cache_list, decode_workers
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
 from flowers_pl.data.cache_folder import Hold, entry_lock
 from flowers_pl.data.cache_index import INDEX, Index, settings_digest
-from flowers_pl.data.cache_list import cached_sets
+from flowers_pl.data.cache_list import cached_sets, clear_cache
 from flowers_pl.data.cache_shards import read_thumbs
-from flowers_pl.data.decoding import load_photo, read_photo
+from flowers_pl.data.decoding import UnreadablePhoto, load_photo, read_photo
 from flowers_pl.data.drawings import draw_flower
 from flowers_pl.data.duplicates import fingerprint
 from flowers_pl.data.folder import list_photos
@@ -312,6 +312,22 @@ def test_a_process_killed_while_it_adds_leaves_what_was_there(root: Path, decode
     assert len(decodes) <= 3
 
 
+@pytest.mark.slow
+def test_what_a_killed_process_reserved_makes_room_for_the_rest(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert another(root, 7).wait() == -9  # three shards were reserved, and one of them is in the index
+    (entry,) = (path for path in (root.parent / "cache").iterdir() if path.is_dir())
+    assert len(list(entry.glob("pixels-*"))) == 3
+    found: list[int] = []
+    monkeypatch.setattr(
+        "flowers_pl.data.cache_update.make_room",
+        lambda entry, num_bytes, limit: found.append(len(list(entry.glob("pixels-*")))),
+    )
+    check(decode(root), root)
+    assert found == [1]
+
+
 def test_the_index_is_written_when_time_has_passed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_index, "SHARD", 8192)
     monkeypatch.setattr("flowers_pl.data.cache_update.PERIOD", 0.0)
@@ -460,6 +476,47 @@ def test_what_was_not_used_for_longest_goes_first(root: Path) -> None:
     del held
     check(decode(root, limit=1.6 * size / cache_list.GB), root)
     assert not newer.exists()
+
+
+def test_photos_that_may_be_read_another_time_do_not_end_a_run_whose_limit_is_reached(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def passing(data: bytes) -> Any:
+        raise UnreadablePhoto("for now", may_pass=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode_workers, "read_photo", passing)
+        assert decode(root, retry=True).may_pass
+    assert not decode(root, retry=True, limit=1e-9).photos  # nothing can be added, and nothing was there
+
+
+def test_an_entry_that_cannot_be_written_to_counts_as_used(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux's NFS locks a file for one process alone only through a descriptor that may write."""
+    older, modes, real = other_set(root, "older", time.time() - 100), [], Path.open
+
+    def open_noted(self: Path, mode: str = "r", *args: Any, **named: Any) -> Any:
+        modes.append(mode)
+        if self.parent == older:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return real(self, mode, *args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_noted)
+        assert clear_cache(older.parent) == []
+    assert set(modes) == {"r+b"}
+    assert older.exists()
+    assert [one.path for one in clear_cache(older.parent)] == [older]
+
+
+def test_a_root_of_a_very_long_name_has_an_entry(root: Path) -> None:
+    long = root.with_name("向日葵" * 28)  # 252 bytes
+    root.rename(long)
+    found = decode(long, cache_dir=long.parent / "cache")
+    assert found.folder is not None
+    assert found.folder.name.startswith("向日葵")
+    check(found, long)
 
 
 def test_a_use_counts_as_one(root: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support
@@ -14,6 +16,20 @@ def test_the_mean_loss_counts_photos_not_batches() -> None:
     loss.update(torch.tensor(8.0), 8)
     loss.update(torch.tensor(30.0), 3)
     assert loss.compute().item() == pytest.approx(38 / 11)
+
+
+def test_many_classes_are_counted_without_comparing_all_pairs_of_them() -> None:
+    labels = torch.arange(4096) % 1000
+    metrics = SideMetrics("val", 1000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        metrics.update(torch.eye(1000)[labels.roll(1000)], labels)
+        assert metrics.compute()["val_accuracy"] == pytest.approx(3096 / 4096)
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 2**30  # else 37 GB
 
 
 @pytest.mark.parametrize("together", [1, 2, 64])

@@ -54,7 +54,7 @@ def test_a_card_says_what_is_known() -> None:
     for line in (
         "Classes, in the order of the outputs: daisy, a\\|b.",
         "- `final.onnx`: 8.9 MB, agrees",
-        "20% of them validate, drawn with seed 4; near-duplicates are on one side.",
+        "20% of them are held out for validation, drawn with seed 4; near-duplicates are on one side.",
         "| daisy | 3 | 0 |",
         "| a\\|b | 7 | 1 |",
         "| all | 10 | 1 |",

@@ -12,9 +12,16 @@ import pytest
 from flowers_pl.data import duplicates, hash_search, near_duplicates
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.duplicates import KEPT, duplicate_groups
-from flowers_pl.data.near_duplicates import correlation
 
 Prints = tuple[list[str], np.ndarray, np.ndarray]
+
+
+def correlation(thumb: np.ndarray, other: np.ndarray) -> float:
+    """Compute Pearson's correlation of two thumbnails, which ignores brightness and contrast; 0 where one has
+    no contrast at all."""
+    first, second = (picture.astype(np.float64).ravel() - picture.mean() for picture in (thumb, other))
+    norm = np.linalg.norm(first) * np.linalg.norm(second)
+    return float(first @ second / norm) if norm else 0.0
 
 
 def by_all_pairs(digests: list[str], phashes: np.ndarray, thumbs: np.ndarray) -> list[int]:

@@ -164,7 +164,7 @@ def strange(kind: str, number: int) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(picture).astype(np.uint8)).permute(2, 0, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_real_flowers_are_told_from_what_is_none(real_photos: Path, real_weights: Path) -> None:
     """On ImageNet's features alone: 95 % of other photos of flowers are kept, nearly all else is flagged."""
     model = FlowerClassifier(weights=None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -19,6 +21,7 @@ from comparing import assert_same_runs
 
 from flowers_pl.cli.app import main
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import sha256_of, write_csv
 from flowers_pl.data.cache import decode_photos
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.decoding import read_photo
@@ -27,6 +30,7 @@ from flowers_pl.data.folder import list_photos, split_folders
 from flowers_pl.data.packed import ShardOrder, decode_root, packed_photo
 from flowers_pl.data.packed_pixels import PackedPixels
 from flowers_pl.data.packing import pack_folder
+from flowers_pl.data.reviews import HEADER, open_review
 from flowers_pl.packs.index import FILES, INDEX, PHOTOS, parse_index
 from flowers_pl.packs.roots import find_pack
 from flowers_pl.packs.writer import entry_of, write_table
@@ -58,7 +62,11 @@ def decoded(root: Path, size: int = 32) -> Any:
 
 @pytest.mark.slow
 def test_a_run_on_a_pack_is_the_run_on_the_folder(
-    pack: Path, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pack: Path,
+    drawings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, root in (("folder", drawings), ("pack", pack)):
@@ -68,6 +76,10 @@ def test_a_run_on_a_pack_is_the_run_on_the_folder(
     assert_same_runs(runs[0], runs[1], ignore=("flowers_pl.data.root",))
     assert main(["test", "--ckpt_path", str(runs[1] / "best.ckpt")]) == 0  # draws misclassified photos
     assert (runs[1] / "plots" / "misclassified.png").stat().st_size > 10_000
+    for command, option in (("test", "--data.test_root"), ("predict", "--data.predict_root")):
+        capsys.readouterr()
+        assert main([command, "--ckpt_path", str(runs[1] / "best.ckpt"), option, str(pack)]) == 1
+        assert f"{option}: {str(pack)!r} is a pack; give a folder of photos." in capsys.readouterr().err
 
 
 def test_all_that_the_cache_has_of_a_folder_is_in_its_pack(drawings: Path, tmp_path: Path) -> None:
@@ -191,6 +203,31 @@ class Malicious:
         return Path.write_text, (self.file, "executed")
 
 
+@pytest.mark.parametrize("sizes", [[32], []])
+def test_a_review_is_of_the_files_that_were_packed(drawings: Path, tmp_path: Path, sizes: list[int]) -> None:
+    pack_folder(drawings, tmp_path / "pack", sizes, workers=0)
+    seen, other = "rose/rose_0001.png", "rose/rose_0002.png"
+    decisions = [(seen, "exclude", "", sha256_of(drawings / seen)), (other, "exclude", "", "0" * 64)]
+    write_csv(tmp_path / "review.csv", HEADER, decisions)
+    review = open_review(tmp_path / "review.csv", tmp_path / "pack", list_photos(tmp_path / "pack"))
+    assert review.paths("exclude") == [seen]
+    assert review.unused == {other: "is another file than the one that was reviewed"}
+
+
+def test_a_pack_onto_a_full_disk_ends_with_a_sentence(
+    drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int, start: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+        FlowersError, match=r"^--out: the pack cannot be written.*\(No space left on device\)"
+    ):
+        pack_folder(drawings, tmp_path / "pack", [32], workers=0)
+    assert not any(tmp_path.iterdir())
+
+
 def reseal(pack: Path) -> None:
     """Let an index state what the tables of a pack are now, as whoever made it could."""
     found = json.loads((pack / INDEX).read_text())
@@ -249,7 +286,7 @@ def spoil_index(pack: Path, change: Callable[[Any], object]) -> None:
 
 
 CHANGES: dict[str, Callable[[Any], object]] = {
-    "version": lambda found: found.update(version=2),
+    "version": lambda found: found.update(version=3),
     "format": lambda found: found.update(format="other"),
     "many photos": lambda found: found.update(photos=2**40),
     "negative": lambda found: found.update(photos=-1),

@@ -226,20 +226,25 @@ def test_a_switch_takes_no_value_from_the_option_after_it(
     assert "--resume must be true or false, not maybe" in said
 
 
-@pytest.mark.release
 @pytest.mark.timeout(900)
-def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(home: Path, whole: bytes) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["on_predict_batch_end"], marks=pytest.mark.slow),
+        pytest.param(
+            ["before fsync", "before rename to .x.csv.partial.json", "after rename to x.csv"],
+            marks=pytest.mark.release,
+        ),
+    ],
+)
+def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(
+    home: Path, whole: bytes, names: list[str]
+) -> None:
     noted = home / "moments.txt"
     args = ["predict", *PREDICT, "--out", "x.csv"]
     code, said = run(args, home, Circumstances(noted=noted))
     assert code == 0, said
     moments = noted.read_text().splitlines()
-    names = (
-        "on_predict_batch_end",
-        "before fsync",
-        "before rename to .x.csv.partial.json",
-        "after rename to x.csv",
-    )
     for name in names:
         places = [place for place, moment in enumerate(moments) if moment == name]
         Path("x.csv").unlink(missing_ok=True)
@@ -273,7 +278,7 @@ def start(home: Path, command: str, *args: str, **environment: str) -> tuple[int
     return done.returncode, done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(900)
 def test_two_processes_write_the_table_of_one_and_go_on_after_one_is_killed(home: Path, whole: bytes) -> None:
     args = [*PREDICT, "--out", "x.csv", "--trainer.callbacks", "probe.Probe"]

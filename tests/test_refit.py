@@ -19,7 +19,7 @@ from jsonargparse import Namespace
 from flowers_pl.cli.app import main
 from flowers_pl.cli.refit import forget_identity
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.names import KEY
+from flowers_pl.core.names import CONFIG, KEY
 from flowers_pl.data.split import HEADER
 from flowers_pl.export.load import Exported
 from flowers_pl.runs.folder import rows_of, split_of
@@ -27,6 +27,7 @@ from flowers_pl.runs.refit import read_refit
 from flowers_pl.runs.tables import read_table
 from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
+from flowers_pl.training.resume import read_settings
 from flowers_pl.training.schedule import rate_factor
 from flowers_pl.training.weight_average import AVERAGE
 
@@ -152,7 +153,7 @@ def test_the_card_has_the_figures_of_the_run_and_says_so(home: Path) -> None:
     card, report = (REFIT / "MODEL_CARD.md").read_text(), json.loads((RUN / "test.json").read_text())
     assert "These are the figures of the run `run`" in card
     assert f"| accuracy | {report['accuracy']:.4f} |" in card
-    assert "All of them were trained with." in card
+    assert "The model was trained on all of them." in card
     assert "validation images of the other run" in card
     exported, found = Exported.open(REFIT / "final.pt2"), FlowerClassifier.load(REFIT / "best.ckpt")
     assert exported.classes == found.classes
@@ -225,9 +226,21 @@ def test_a_name_in_a_file_of_settings_is_the_refits(home: Path) -> None:
         ("mine", [], "mine"),
         ("run", ["--run_name", "run"], "run"),
     ):
-        settings = Namespace(ckpt_path=None, run_name=name)
+        settings = Namespace(ckpt_path=None, run_name=name, trainer=read_settings(RUN / CONFIG)["trainer"])
         forget_identity(settings, RUN, args)
         assert settings.run_name == expected
+
+
+def test_limits_of_the_run_are_not_those_of_the_refit(home: Path, tmp_path: Path) -> None:
+    limits = {"max_time": "00:00:30:00", "max_steps": 700}
+    (tmp_path / CONFIG).write_text(yaml.safe_dump({"ckpt_path": None, "run_name": "run", "trainer": limits}))
+    for args, expected in (
+        ([], {"max_time": None, "max_steps": -1}),
+        (["--trainer.max_steps", "700"], {"max_time": None, "max_steps": 700}),
+    ):
+        settings = Namespace(ckpt_path=None, run_name="run", trainer=dict(limits))
+        forget_identity(settings, tmp_path, args)
+        assert settings.trainer == expected
 
 
 # ---------------------------------------------------------------- mistakes

@@ -194,6 +194,19 @@ def test_epochs_that_will_be_trained_anew_are_counted(home: Path) -> None:
 
 
 @pytest.mark.slow
+def test_epochs_that_are_not_trained_anew_leave_the_table(home: Path) -> None:
+    run = home / "checkpoints" / "back"
+    fit = ["fit", "--config", "small.yaml", "--run_name", "back", "--trainer.max_epochs", "2"]
+    assert main(fit) == 0
+    shutil.copy(run / "last.ckpt", run / "early.ckpt")
+    for file, epochs in (("last.ckpt", "4"), ("early.ckpt", "3")):
+        assert main(["fit", "--ckpt_path", str(run / file), "--trainer.max_epochs", epochs]) == 0
+        rows = read_table(run / "metrics.csv")
+        assert [row["epoch"] for row in rows] == list(range(int(epochs)))
+    shutil.rmtree(run)
+
+
+@pytest.mark.slow
 def test_a_stage_that_ended_early_goes_on_with_more_patience(home: Path) -> None:
     """Losses that never fall: with a learning rate of almost nothing, the first epoch is the best one."""
     run, still = home / "checkpoints" / "patient", ["--model.head_lr", "1e-30", "--model.dropout", "0"]

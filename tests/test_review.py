@@ -10,12 +10,12 @@ import pytest
 
 from flowers_pl.cli.app import main
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import read_csv
+from flowers_pl.core.files import read_csv, sha256_of, write_csv
 from flowers_pl.core.names import KEY
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.exclusions import write_exclusions
 from flowers_pl.data.folder import REVIEWED, LeftOut, Photo
-from flowers_pl.data.reviews import Decision, in_words, read_review, sha256_of, write_review
+from flowers_pl.data.reviews import HEADER, Decision, in_words, read_review
 from flowers_pl.data.split import read_split, write_split
 from flowers_pl.training.checkpoint_files import read_checkpoint
 
@@ -31,8 +31,10 @@ def module(root: Path, **settings: object) -> FlowersDataModule:
 
 def decide(root: Path, file: Path, *decisions: tuple[str, str, str]) -> str:
     """Write a review of photos that are there."""
-    write_review(
-        file, [Decision(path, action, label, sha256_of(root / path)) for path, action, label in decisions]
+    write_csv(
+        file,
+        HEADER,
+        [Decision(path, action, label, sha256_of(root / path)) for path, action, label in decisions],
     )
     return str(file)
 
@@ -50,7 +52,7 @@ def root(drawings: Path, tmp_path: Path) -> Path:
 def test_decisions_are_taken_back_whatever_a_photo_is_called(tmp_path: Path) -> None:
     names = ["rose/a.jpg", '=cmd|" /C calc"!A0/b.jpg', "\r/g", "rose/h\ni", "rose/\udcff", "rose/a\\xff.jpg"]
     decisions = [Decision(name, "relabel", "+tulip", DIGEST) for name in names]
-    write_review(tmp_path / "review.csv", decisions)
+    write_csv(tmp_path / "review.csv", HEADER, decisions)
     assert read_review(tmp_path / "review.csv") == decisions
 
 
@@ -170,7 +172,7 @@ def test_names_that_look_equal_are_one(tmp_path: Path, root: Path) -> None:
     assert module(root, review=review).placed[0].label == "Ga\u0308nseblu\u0308mchen"
     decided = Decision("Gänseblümchen/rose_0001.png", "exclude", "", "")
     digest = sha256_of(root / "Ga\u0308nseblu\u0308mchen/rose_0001.png")
-    write_review(review, [decided._replace(sha256=digest)])
+    write_csv(review, HEADER, [decided._replace(sha256=digest)])
     assert [entry.kind for entry in module(root, review=review).left_out] == [REVIEWED]
 
 
@@ -275,10 +277,10 @@ def test_two_spellings_of_one_photo_are_refused(root: Path, tmp_path: Path) -> N
     composed, apart = "rose/r\u00f3se.png", "rose/ro\u0301se.png"
     digest = sha256_of(root / composed)
     file = tmp_path / "review.csv"
-    write_review(file, [Decision(composed, "keep", "", digest), Decision(apart, "exclude", "", digest)])
+    write_csv(file, HEADER, [Decision(composed, "keep", "", digest), Decision(apart, "exclude", "", digest)])
     with pytest.raises(
         FlowersError, match=r"--data\.review: .*'rose/r\u00f3se\.png' is listed in two spellings"
     ):
         module(root, review=str(file))
-    write_review(file, [Decision(apart, "exclude", "", digest)])  # one spelling may be another system's
+    write_csv(file, HEADER, [Decision(apart, "exclude", "", digest)])  # one spelling may be another system's
     assert composed in {entry.path for entry in module(root, review=str(file)).left_out}

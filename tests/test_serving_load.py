@@ -12,7 +12,7 @@ from benchmarks.serving import measure
 RUN = Path(__file__).parent / "data" / "run-0.1.0"
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_under_load_nothing_is_lost_and_nothing_is_wrong(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

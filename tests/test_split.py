@@ -72,6 +72,14 @@ def test_duplicates_stand_on_one_side() -> None:
     assert sides(placed)["rose", VAL] == 20
 
 
+def test_a_large_group_does_not_take_the_class_into_validation() -> None:
+    photos = [Photo(f"rose/{number:02}", "rose") for number in range(55)]
+    groups = np.array([0] * 50 + list(range(50, 55)))
+    for seed in range(8):
+        placed, _ = grouped_split(photos, groups, 0.2, seed)
+        assert 1 <= sides(placed)["rose", VAL] <= 5
+
+
 def test_photos_under_two_classes_are_left_out_and_named() -> None:
     groups = ALONE.copy()
     groups[[3, 4, 120]] = 3
@@ -134,12 +142,23 @@ def test_names_with_newlines_commas_and_strange_bytes_are_taken_back(tmp_path: P
         ("path,label,side,group\nrose/000.jpg,tulip,val,\n", "which is not among"),
         ("path,label,side,group\nrose/000.jpg,rose,val,\n", "both sides"),
         ("path,label,side,group\nrose/000.jpg\n", "side ''"),
+        (
+            "path,label,side,group\nrose/000.jpg,rose,val,\nrose/000.jpg,rose,train,\n",
+            "two rows of 'rose/000.jpg'",
+        ),
     ],
 )
 def test_a_wrong_list_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "split.csv").write_text(text)
     with pytest.raises(FlowersError, match=message):
         read_split(tmp_path / "split.csv", PHOTOS)
+
+
+def test_an_excluded_photo_is_ignored_in_any_spelling_of_its_letters(tmp_path: Path) -> None:
+    rows = "path,label,side,group\nrose/000.jpg,rose,val,\nrose/001.jpg,rose,train,\n"
+    (tmp_path / "split.csv").write_text(f"{rows}rose/{NFC}.jpg,rose,train,\n", encoding="utf-8")
+    placed = read_split(tmp_path / "split.csv", PHOTOS, {f"rose/{NFD}.jpg"})
+    assert [one.path for one in placed] == ["rose/000.jpg", "rose/001.jpg"]
 
 
 def test_a_list_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -159,6 +159,16 @@ def test_a_class_on_one_side_only(root: Path, caplog: pytest.LogCaptureFixture) 
         split(root)
 
 
+def test_a_class_of_one_photo_is_split_again_by_the_runs_list(root: Path) -> None:
+    """`validate` and `test` of a run take its split.csv in place of the folders."""
+    shutil.rmtree(root / "val/rose")
+    for number in (1, 2, 3):
+        (root / f"train/rose/{number}.png").unlink()
+    placed = split(root).placed
+    write_split(root.parent / "split.csv", placed)
+    assert split(root, split=str(root.parent / "split.csv")).placed == placed
+
+
 @pytest.mark.slow
 def test_fit_test_and_audit_of_such_a_root(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -24,9 +24,9 @@ from serving import classifier, encoded
 
 from flowers_pl import FlowerClassifier, main
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import sha256_of
 from flowers_pl.data.decoding import load_photo, read_photo
 from flowers_pl.data.drawings import draw_flower
-from flowers_pl.data.reviews import sha256_of
 from flowers_pl.explain.activation_maps import class_activation_maps, scaled_maps
 from flowers_pl.export.explained import export_explained
 from flowers_pl.export.load import Exported

@@ -33,11 +33,12 @@ from flowers_pl.audit.labels import (
 )
 from flowers_pl.audit.quality import far_away, measure_appearance, nearest_of_classes, neighbourhood
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import sha256_of
 from flowers_pl.data.cache import DecodedPhotos, decode_photos
 from flowers_pl.data.decoding import UnreadablePhoto
 from flowers_pl.data.duplicates import duplicate_groups
 from flowers_pl.data.folder import Photo, list_class_files, split_folders
-from flowers_pl.data.reviews import EXCLUDE, Review, mend, open_review, sha256_of
+from flowers_pl.data.reviews import EXCLUDE, Review, mend, open_review
 from flowers_pl.data.split import Placed, grouped_split, notebook_split, read_split, straddling
 from flowers_pl.network.fast_frozen import FrozenPart
 from flowers_pl.network.features import pooled_features

@@ -41,8 +41,8 @@ def sections(findings: Findings) -> list[Section]:
         ),
         Section(
             "Suspect labels",
-            "Models that never saw these photos are sure of another class. They are often wrong, so look. The"
-            " worst come first.",
+            "Models that never saw these photos are sure of another class. These suspicions are often wrong,"
+            " so look at each photo. The worst come first.",
             _suspects(findings),
             asks=True,
         ),

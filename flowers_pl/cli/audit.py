@@ -11,10 +11,10 @@ from flowers_pl.audit.clean_copy import copy_clean
 from flowers_pl.audit.examination import examine
 from flowers_pl.audit.html import render_page
 from flowers_pl.audit.text import report, to_leave_out
-from flowers_pl.cli.commands import SUMMARIES
-from flowers_pl.cli.options import Options
+from flowers_pl.cli.options import run_function
 from flowers_pl.core.errors import FlowersError, reason_of
-from flowers_pl.core.files import check_writable, replacing
+from flowers_pl.core.files import replacing
+from flowers_pl.core.paths import check_writable
 from flowers_pl.core.screen import show
 from flowers_pl.core.text import plural
 from flowers_pl.data.exclusions import write_exclusions
@@ -182,6 +182,4 @@ def _write(file: Path, text: str) -> None:
 
 def run(args: list[str]) -> None:
     """Run the subcommand."""
-    options = Options("audit", SUMMARIES["audit"])
-    options.add_function(audit)
-    audit(**options.parser.instantiate(options.parse(args)))
+    run_function(audit, args)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.options import Options
 from flowers_pl.core.screen import show
 from flowers_pl.core.text import plural, printable
@@ -19,7 +18,7 @@ UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
 
 def run(args: list[str]) -> None:
     """List the decoded photos and the shards of packs, or remove those that no process uses."""
-    options = Options("cache", SUMMARIES["cache"])
+    options = Options("cache")
     options.add(
         "data.cache_dir",
         str | None,

@@ -19,8 +19,8 @@ from flowers_pl.cli.commands import RUN_NAME
 from flowers_pl.cli.options import Options
 from flowers_pl.cli.trainer import choose_precision, make_trainer, naming_option, seed
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import check_writable
 from flowers_pl.core.names import KEY
+from flowers_pl.core.paths import check_writable
 from flowers_pl.core.signals import end_with_launcher, lost_contact
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.runs.folder import settings_of
@@ -30,6 +30,7 @@ from flowers_pl.training.classifier import FlowerClassifier
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "Checkpoint; the newest best.ckpt below checkpoints/ where none is given."
+PARTLY = "Only a part of them was evaluated (--trainer.limit_val_batches)."
 NOTHING = "Nothing was evaluated: the --trainer options leave no batch; leave out those that limit batches."
 
 
@@ -98,6 +99,11 @@ class Evaluation:
             ) from error
 
 
+def is_partly_evaluated(trainer: L.Trainer, data: FlowersDataModule) -> bool:
+    """Return whether the Trainer's last validation left out some of the validation side."""
+    return sum(trainer.num_val_batches) < len(data.val_dataloader())
+
+
 def metrics_of(trainer: L.Trainer) -> dict[str, float]:
     """Return the metrics that a loop has logged."""
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -110,7 +116,6 @@ def lines(metrics: dict[str, float]) -> str:
 
 def prepare(
     command: str,
-    summary: str,
     args: list[str],
     add: Callable[[Options], None] = lambda options: None,
     exported: Path | None = None,
@@ -120,7 +125,6 @@ def prepare(
 
     Args:
         command: the subcommand.
-        summary: what it does.
         args: the command line, without the subcommand.
         add: adds the subcommand's own options.
         exported: the exported model that takes the place of a checkpoint.
@@ -133,7 +137,7 @@ def prepare(
     checkpoint = None if exported else checkpoint_to_use(args)
     ours = read_checkpoint(checkpoint)[KEY] if checkpoint else {}
     trained_on = settings_of(checkpoint, ours) if checkpoint else {}
-    options = Options(command, summary)
+    options = Options(command)
     options.add_config()
     options.add("seed_everything", int, 0, "Seed of what is drawn.")
     add(options)

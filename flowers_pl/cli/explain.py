@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flowers_pl.cli.commands import SUMMARIES
-from flowers_pl.cli.options import Options
+from flowers_pl.cli.options import run_function
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import check_writable, write_json
+from flowers_pl.core.files import write_json
 from flowers_pl.core.names import KEY, RUNS
+from flowers_pl.core.paths import check_writable
 from flowers_pl.core.text import nfc, plural
 from flowers_pl.data.decoding import resize_photo
 from flowers_pl.data.folder import TRAIN, VAL, list_pictures
@@ -150,6 +150,4 @@ def _measure(
 
 def run(args: list[str]) -> None:
     """Run the subcommand."""
-    options = Options("explain", SUMMARIES["explain"])
-    options.add_function(explain)
-    explain(**options.parser.instantiate(options.parse(args)))
+    run_function(explain, args)

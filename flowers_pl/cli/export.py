@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from flowers_pl.cli.commands import SUMMARIES
-from flowers_pl.cli.options import Options
+from flowers_pl.cli.options import run_function
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import check_writable
 from flowers_pl.core.names import RUNS
+from flowers_pl.core.paths import check_writable
 from flowers_pl.runs.final_model import find_photos, write_final
 from flowers_pl.runs.web import write_web
 from flowers_pl.training.checkpoint_files import newest_best
@@ -59,6 +58,4 @@ def export(
 
 def run(args: list[str]) -> None:
     """Run the subcommand."""
-    options = Options("export", SUMMARIES["export"])
-    options.add_function(export)
-    export(**options.parser.instantiate(options.parse(args)))
+    run_function(export, args)

@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from flowers_pl.cli.checkpoints import check_not_in_config, checkpoint_to_resume, run_to_refit
-from flowers_pl.cli.evaluating import lines, metrics_of
+from flowers_pl.cli.evaluating import PARTLY, is_partly_evaluated, lines, metrics_of
 from flowers_pl.cli.fit_options import CALLBACKS, parser
 from flowers_pl.cli.options import given
 from flowers_pl.cli.refit import check_decisions, check_settings, find_refit, forget_identity, make_refit
@@ -93,7 +93,8 @@ def run(args: list[str], signals: StopSignals) -> None:
 
 
 def _run(made: Run, args: list[str]) -> None:
-    if made.checkpoint and not made.changed and finished(made.checkpoint) and _is_concluded(made):
+    done = made.checkpoint and not made.changed and finished(made.checkpoint) and _is_concluded(made)
+    if done and made.trainer.num_nodes == 1:  # another machine may have other files
         log.info("This run is finished; its results are in %s.", made.folder)
         return
     try:
@@ -159,7 +160,7 @@ def _trainer(
         return make_trainer(made.trainer, args, own)
     checkpoints = RunCheckpoints(str(folder), made.save_every_n_steps, signals)
     watching = [EpochLines(), Throughput(), DataFiles(folder), LogPredictions()]
-    given = made.trainer.logger
+    given, plugins = made.trainer.logger, made.trainer.plugins or []
     loggers: list[Any] = [EpochTable(folder / METRICS)]
     if given is not False:
         board = TensorBoardLogger(folder.parent, folder.name, version="", default_hp_metric=False)
@@ -171,7 +172,7 @@ def _trainer(
         [*watching, checkpoints, FitNovelty(), FitTemperature(), *own, writer],
         default_root_dir=made.trainer.default_root_dir or str(folder),
         logger=[logger for logger in loggers if not isinstance(logger, bool) and logger is not None],
-        plugins=[*(made.trainer.plugins or []), AtomicCheckpointIO()],
+        plugins=[*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()],
     )
 
 
@@ -183,6 +184,9 @@ def _train(made: Run) -> None:
             "%s: %s of this run came after it and will be retrained; %s resumes from the last one.",
             checkpoint, plural(later, "epoch"), made.folder / LAST,
         )  # fmt: skip
+    for logger in trainer.loggers:
+        if checkpoint is not None and isinstance(logger, EpochTable):
+            logger.forget_after(read_checkpoint(checkpoint)["epoch"])
     best = next((one for one in trainer.checkpoint_callbacks if isinstance(one, RunCheckpoints)), None)
     try:
         trainer.fit(made.model, datamodule=made.data, ckpt_path=checkpoint, weights_only=True)
@@ -200,9 +204,10 @@ def _train(made: Run) -> None:
         return
     trainer.validate(made.model, datamodule=made.data, verbose=False)
     metrics = metrics_of(trainer)
+    whole = not is_partly_evaluated(trainer, made.data)
     _log_settings(trainer, made.settings.as_dict(), metrics)
     if trainer.is_global_zero:
-        _conclude(made, best.best_epoch, metrics)
+        _conclude(made, best.best_epoch, metrics, whole)
 
 
 def _is_concluded(made: Run) -> bool:
@@ -214,13 +219,14 @@ def _is_concluded(made: Run) -> bool:
     return newer and (not exports or (made.folder / CARD).is_file())  # a card that was edited is kept
 
 
-def _conclude(made: Run, best_epoch: int, metrics: dict[str, float]) -> None:
+def _conclude(made: Run, best_epoch: int, metrics: dict[str, float], whole: bool = True) -> None:
     """Write what a run ends with, on one rank: its curves, its final model, and where everything is.
 
     Args:
         made: the run.
         best_epoch: the epoch that was kept.
         metrics: of its validation side; none in a refit, whose card has those of the other run.
+        whole: whether they are of all its photos; the card has no others.
     """
     data, stage, refit = made.data, made.model.stage, made.model.refit
     draw_curves(made.folder, best_epoch, stage.chooses)
@@ -231,11 +237,13 @@ def _conclude(made: Run, best_epoch: int, metrics: dict[str, float]) -> None:
         }
         results |= {name.partition("_")[2]: value for name, value in metrics.items()}
         final, best = made.folder / FINAL[made.settings.export], made.folder / BEST
-        shown = results if refit is None else None
+        shown = results if refit is None and whole else None
         write_final(made.model.cpu(), best, final, data.root, data.placed, NUM_CHECKED, results=shown)
     if refit is None:
         log.info("%s:", stage.kept(best_epoch))
         show(lines(metrics))
+        if not whole:
+            log.warning("%s The card has none of these figures.", PARTLY)
     else:
         log.info(
             "All photos were trained on, so nothing was left to judge this refit on: the figures are those of"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.options import Options
 from flowers_pl.core.names import CONFIG
 from flowers_pl.data.datamodule import FlowersDataModule
@@ -24,7 +23,7 @@ CALLBACKS = {
 
 def parser(run: Path | None = None) -> Options:
     """Return the options of `fit`; the settings of the run that is resumed or repeated are defaults."""
-    options = Options("fit", SUMMARIES["fit"], [run / CONFIG] if run else None)
+    options = Options("fit", [run / CONFIG] if run else None)
     options.add_config()
     options.add(
         "seed_everything", int, 0, "Seed of order, augmentation, dropout and the head's first weights."

@@ -6,6 +6,8 @@ import logging
 import warnings
 
 from lightning.fabric.strategies.launchers import subprocess_script as launcher
+from lightning.pytorch.callbacks import model_summary
+from lightning.pytorch.profilers import profiler
 from lightning.pytorch.utilities import rank_zero_only
 
 from flowers_pl.runs.progress import AboveBars
@@ -18,7 +20,9 @@ def quieten() -> None:
     logging.getLogger("flowers_pl").setLevel(logging.INFO if first else logging.ERROR)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger(launcher.__name__).setLevel(logging.INFO)  # tells that a process it launched has died
+    # They tell that a launched process has died, and what --trainer.profiler and a model summary found.
+    for module in (launcher, profiler, model_summary):
+        logging.getLogger(module.__name__).setLevel(logging.INFO)
     for message in (
         r".*does not have many workers.*",
         r".*isinstance\(treespec, LeafSpec\).* is deprecated.*",

@@ -17,9 +17,10 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning import Trainer
 from torchvision.models import MobileNet_V2_Weights
 
+from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.mistakes import explain_mistake
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import expand_home, expanded
+from flowers_pl.core.paths import expand_home, expanded
 from flowers_pl.core.text import escape_bytes, unescape_bytes
 from flowers_pl.packs.remote import check_address, is_address
 
@@ -45,17 +46,16 @@ class Options:
 
     Args:
         command: the subcommand.
-        summary: what it does, for its help.
         settings: config files whose settings are defaults.
     """
 
-    def __init__(self, command: str, summary: str, settings: list[Path] | None = None) -> None:
+    def __init__(self, command: str, settings: list[Path] | None = None) -> None:
         self.command = command
         self.types: dict[str, Any] = {}
         self.parser = ArgumentParser(
             prog=f"{PROGRAM} {command}",
             usage=f"{PROGRAM} {command} [options]",  # argparse's own lists all options, as the help does
-            description=summary,
+            description=SUMMARIES[command],
             default_config_files=[str(file) for file in settings or ()],
             exit_on_error=False,
         )
@@ -131,6 +131,13 @@ class Options:
         for name, path in _paths(settings):
             absolute[name] = yaml_text(expanded(path))
         return str(self.parser.dump(absolute, skip_unset=False))
+
+
+def run_function(function: Callable[..., None], args: list[str]) -> None:
+    """Run a function that is a subcommand, by a command line."""
+    options = Options(function.__name__)
+    options.add_function(function)
+    function(**options.parser.instantiate(options.parse(args)))
 
 
 def _paths(settings: Namespace) -> list[tuple[str, str]]:

@@ -6,8 +6,7 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from flowers_pl.cli.commands import SUMMARIES
-from flowers_pl.cli.options import PROGRAM, Options
+from flowers_pl.cli.options import PROGRAM, run_function
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.text import plural
 from flowers_pl.data.folder import report_left_out
@@ -65,6 +64,4 @@ def run(args: list[str]) -> None:
         if args and not args[0].startswith("-"):
             named += [option, args[0]]
             args = args[1:]
-    options = Options("pack", SUMMARIES["pack"])
-    options.add_function(pack)
-    pack(**options.parser.instantiate(options.parse([*named, *args])))
+    run_function(pack, [*named, *args])

@@ -11,7 +11,6 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from flowers_pl.cli.checkpoints import exported_model
-from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.evaluating import NOTHING, Evaluation, prepare
 from flowers_pl.cli.options import Options
 from flowers_pl.core.errors import FlowersError
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 def run(args: list[str]) -> None:
     """Write predictions.csv and print its first rows."""
     exported = exported_model(args)
-    evaluation = prepare("predict", SUMMARIES["predict"], args, _add_options, exported, _output)
+    evaluation = prepare("predict", args, _add_options, exported, _output)
     if exported is not None:
         _run_exported(evaluation, exported)
         return

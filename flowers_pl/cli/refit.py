@@ -55,7 +55,9 @@ def check_settings(refit: Refit, settings: Namespace) -> None:
 
 
 def forget_identity(settings: Namespace, run: Path, args: list[str]) -> None:
-    """Drop a run's own name and checkpoint from its settings, but not those that the user gives the refit.
+    """Drop a run's own name, checkpoint and limits from its settings, but not those given for the refit.
+
+    The epochs that the run kept say what its limits came to; a refit has more photos and steps in each.
 
     Args:
         settings: of the refit; changed in place.
@@ -67,6 +69,9 @@ def forget_identity(settings: Namespace, run: Path, args: list[str]) -> None:
         settings.ckpt_path = None
     if given("--run_name", args) is None and settings.run_name == own.get("run_name"):
         settings.run_name = None
+    for name, none in (("max_time", None), ("max_steps", -1)):
+        if given(f"--trainer.{name}", args) is None and settings.trainer[name] == own["trainer"].get(name):
+            settings.trainer[name] = none
 
 
 def check_decisions(run: Path, settings: str, defaults: str) -> None:

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from flowers_pl.cli.commands import RUN_NAME
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import check_writable
 from flowers_pl.core.names import LAST, RUNS
+from flowers_pl.core.paths import check_writable
 from flowers_pl.core.signals import end_with_launcher
 from flowers_pl.runs.ownership import RunFolder
 from flowers_pl.training.checkpoint_files import read_checkpoint

@@ -6,8 +6,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from flowers_pl.cli.commands import SUMMARIES
-from flowers_pl.cli.options import Options
+from flowers_pl.cli.options import run_function
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.names import RUNS
 from flowers_pl.data.formats import Limits
@@ -89,6 +88,4 @@ def serve(
 
 def run(args: list[str]) -> None:
     """Run the subcommand."""
-    options = Options("serve", SUMMARIES["serve"])
-    options.add_function(serve)
-    serve(**options.parser.instantiate(options.parse(args)))
+    run_function(serve, args)

@@ -11,12 +11,11 @@ import torch
 import torchvision
 from jsonargparse import Namespace
 
-from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.options import HELP, Options
 from flowers_pl.cli.trainer import seed
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import check_writable
 from flowers_pl.core.names import SPLIT
+from flowers_pl.core.paths import check_writable
 from flowers_pl.core.signals import Stopped
 from flowers_pl.core.system import best_precision
 from flowers_pl.core.text import printable
@@ -59,7 +58,9 @@ def run(args: list[str]) -> None:
     )  # fmt: skip
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     try:
-        judged = teach(lesson, kind, settings.teacher_weights, settings.folds, recipe, _work_folder(out))
+        judged = teach(
+            lesson, kind, settings.teacher_weights, settings.folds, recipe, out.with_suffix(".folds")
+        )
     except Stopped as stop:
         stop.advice = "start it again with the same command; folds that are finished are kept"
         raise
@@ -73,7 +74,7 @@ def run(args: list[str]) -> None:
 
 def _parse(args: list[str]) -> tuple[Namespace, Options]:
     """Parse the command line; the size of the photos is by default that of the teacher."""
-    options = Options("teach", SUMMARIES["teach"])
+    options = Options("teach")
     options.add_config()
     options.add("seed_everything", int, 0, "Seed of folds, order, augmentation, dropout and the new head.")
     options.add(
@@ -144,11 +145,6 @@ def _default_out(settings: Namespace) -> Path:
     if side == Path(SPLIT).stem:  # that of a run
         side = Path(split).resolve().parent.name
     return Path("soft_labels", f"{settings.teacher}-{'all' if settings.all_photos else side}.csv")
-
-
-def _work_folder(out: Path) -> Path:
-    """Return the folder beside the table that keeps the results of folds."""
-    return out.with_suffix(".folds")
 
 
 def _photos(settings: Namespace) -> dict[str, Any]:

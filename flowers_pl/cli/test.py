@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from flowers_pl.cli.commands import SUMMARIES
 from flowers_pl.cli.evaluating import prepare
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.names import BEST, CARD, SPLIT
 from flowers_pl.core.screen import show
+from flowers_pl.data.folder import TEST, split_folders
 from flowers_pl.runs.final_model import write_card
 from flowers_pl.runs.folder import split_of
 from flowers_pl.runs.ranks import gather
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 def run(args: list[str]) -> None:
     """Evaluate the photos of --data.test_root, or else the validation side, and write a report."""
-    evaluation = prepare("test", SUMMARIES["test"], args)
+    evaluation = prepare("test", args)
     folder, checkpoint = evaluation.folder, evaluation.checkpoint
     assert checkpoint is not None
     model = evaluation.load()
@@ -27,6 +27,11 @@ def run(args: list[str]) -> None:
         raise FlowersError(
             f"--data.test_root is missing: {str(checkpoint)!r} is a refit, which has trained on its"
             " validation photos too; give a folder of other photos."
+        )
+    if evaluation.data.find_test_root() is None and TEST in split_folders(evaluation.data.root).values():
+        log.warning(
+            "A pack gives no photos to test on, so these are its validation photos; --data.test_root takes"
+            " the folder of the others."
         )
     evaluation.metrics(evaluation.trainer.test, model)
     tested = gather(evaluation.trainer, model.tested)

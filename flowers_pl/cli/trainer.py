@@ -14,6 +14,8 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.system import best_precision
 from flowers_pl.runs.progress import bars_for
 
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
+
 
 def seed(settings: Namespace) -> None:
     """Seed what still draws from global generators; training itself does not.
@@ -63,9 +65,21 @@ def make_trainer(
     own = own if isinstance(own, list) else [own]
     bar, bars = bars_for(given.enable_progress_bar, own)
     settings |= {"enable_progress_bar": bar, "callbacks": [*own, *bars, *callbacks]}
+    settings["sync_batchnorm"] = False  # batch norm keeps its statistics, so there is nothing to share
+    if given.accumulate_grad_batches < 1:
+        raise FlowersError(
+            f"--trainer.accumulate_grad_batches must be at least 1, not {given.accumulate_grad_batches}."
+        )
+    if isinstance(given.strategy, str) and given.strategy not in STRATEGIES:
+        raise FlowersError(
+            f"--trainer.strategy must be one of {', '.join(STRATEGIES)}, not {given.strategy}, which cannot"
+            " begin stage 2."
+        )
     try:
         with naming_option(args):
             return L.Trainer(**(dict(given.items()) | settings))
+    except ValueError as error:
+        raise _refused(args, error) from error
     except ModuleNotFoundError as error:  # of an accelerator, a precision or a logger
         raise FlowersError(
             f"{_option(args, '')}: it needs a package that is not installed ({error.name or error})."
@@ -82,10 +96,13 @@ def naming_option(args: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except MisconfigurationException as error:
-        said = " ".join(str(error).split())
-        raise FlowersError(
-            f"{_option(args, said)}: {said.rstrip('.')}. Change it or leave it out."
-        ) from error
+        raise _refused(args, error) from error
+
+
+def _refused(args: Sequence[str], error: Exception) -> FlowersError:
+    """Make the error about an option that the Trainer refuses."""
+    said = " ".join(str(error).split())
+    return FlowersError(f"{_option(args, said)}: {said.rstrip('.')}. Change it or leave it out.")
 
 
 def _option(args: Sequence[str], said: str) -> str:

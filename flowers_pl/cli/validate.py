@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from flowers_pl.cli.commands import SUMMARIES
-from flowers_pl.cli.evaluating import lines, prepare
+from flowers_pl.cli.evaluating import PARTLY, is_partly_evaluated, lines, prepare
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.screen import show
 from flowers_pl.runs.results import validation_images
@@ -11,7 +10,7 @@ from flowers_pl.runs.results import validation_images
 
 def run(args: list[str]) -> None:
     """Evaluate the validation side."""
-    evaluation = prepare("validate", SUMMARIES["validate"], args, output=lambda settings, folder: None)
+    evaluation = prepare("validate", args, output=lambda settings, folder: None)
     model = evaluation.load()
     if model.refit is not None:
         raise FlowersError(
@@ -24,6 +23,6 @@ def run(args: list[str]) -> None:
         return
     count = len(evaluation.data.reported_photos)
     show(f"{count} {validation_images(evaluation.data)}; {model.stage.chosen}.")
-    if sum(evaluation.trainer.num_val_batches) < len(evaluation.data.val_dataloader()):
-        show("Only a part of them was evaluated (--trainer.limit_val_batches).")
+    if is_partly_evaluated(evaluation.trainer, evaluation.data):
+        show(PARTLY)
     show(lines(metrics))

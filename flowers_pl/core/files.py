@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import errno
+import hashlib
 import io
 import json
 import logging
@@ -49,7 +50,7 @@ def replacing(file: Path) -> Iterator[Path]:
         with suppress(PermissionError):  # a file system without permissions
             unfinished.chmod(0o666 & ~_umask())
         os.replace(unfinished, file)
-        sync_folder(file.parent)
+        sync_file(file.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -66,9 +67,15 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         unfinished = Path(scratch, "new")
         unfinished.mkdir()
         yield unfinished
+        old = Path(scratch, "old")
         if folder.exists():
-            folder.rename(Path(scratch, "old"))
-        unfinished.rename(folder)
+            folder.rename(old)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            with suppress(OSError):
+                old.rename(folder)
+            raise
 
 
 def replace_by_copy(source: Path, file: Path) -> None:
@@ -86,7 +93,7 @@ def replace_by_copy(source: Path, file: Path) -> None:
             shutil.copyfile(source, unfinished)
             sync_file(unfinished)
         os.replace(unfinished, file)
-        sync_folder(file.parent)
+        sync_file(file.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -97,14 +104,8 @@ def _umask() -> int:
     return mask
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, if its file system can."""
-    if os.name == "posix":
-        sync_file(folder)
-
-
 def sync_file(path: Path) -> None:
-    """Bring what has been written to a file, or to a folder, to the disk, if its file system can."""
+    """Bring what has been written to a file, or the names in a folder, to the disk, if it can be done."""
     try:
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         try:
@@ -117,6 +118,15 @@ def sync_file(path: Path) -> None:
         warn_incapable("bring files to the disk at once, so a power failure may lose the newest", error)
 
 
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits; "" where it cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
 def warn_incapable(what: str, error: OSError) -> None:
     """Say, once in a process, that a file system cannot do something, and that the program goes on."""
     warn_once("A file system cannot %s (%s).", what, reason_of(error))
@@ -126,57 +136,6 @@ def warn_incapable(what: str, error: OSError) -> None:
 def warn_once(message: str, *args: str) -> None:
     """Log a warning, once in a process."""
     log.warning(message, *args)
-
-
-def expand_home(path: str) -> str:
-    """Expand `~` at the beginning of a path.
-
-    Raises:
-        FlowersError: there is no such user, or no home.
-    """
-    try:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
-    except RuntimeError as error:
-        raise FlowersError(f"{path!r}: {error}; write the path without '~'.") from error
-
-
-def expanded(path: str) -> str:
-    """Expand `~` and make a path absolute, without following links.
-
-    Raises:
-        FlowersError: there is no such user, or no home.
-    """
-    return os.path.abspath(expand_home(path))
-
-
-def seen_from_here(path: Path) -> str:
-    """Return a path relative to the working folder where it is below that, else as it is."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def check_writable(folder: str | os.PathLike[str], option: str = "") -> None:
-    """Refuse at once a folder, existing or not, that nothing can be written to in the end.
-
-    Args:
-        folder: where files will go.
-        option: the option that named it, if any, for the message.
-
-    Raises:
-        FlowersError: there is no permission, or a file is in the way.
-    """
-    wanted = Path(folder).absolute()
-    nearest = next(one for one in (wanted, *wanted.parents) if os.path.exists(one))
-    prefix = f"{option}: " if option else ""
-    if not nearest.is_dir():
-        raise FlowersError(
-            f"{prefix}{str(folder)!r} cannot be written to, because {str(nearest)!r} is a file; remove it or"
-            " choose another folder."
-        )
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise FlowersError(
-            f"{prefix}{str(folder)!r} cannot be written to: no permission for {str(nearest)!r}; fix its"
-            " permissions or choose another folder."
-        )
 
 
 def write_csv(file: str | os.PathLike[str], header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
@@ -262,15 +221,11 @@ def csv_text(cell: object) -> object:
     """Return what `write_csv` writes for a cell, before the quotes that commas, quotes and breaks need."""
     if not isinstance(cell, str):
         return cell
-    return ("'" if _is_formula(cell) else "") + escape_bytes(cell)
-
-
-def _is_formula(cell: object) -> bool:
-    return isinstance(cell, str) and cell.lstrip("'").startswith(FORMULA)
+    return ("'" if cell.lstrip("'").startswith(FORMULA) else "") + escape_bytes(cell)
 
 
 def _unquoted(cell: str) -> str:
-    return unescape_bytes(cell[1:] if cell.startswith("'") and _is_formula(cell) else cell)
+    return unescape_bytes(cell[1:] if cell[:1] == "'" and cell.lstrip("'").startswith(FORMULA) else cell)
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -157,9 +157,10 @@ class CachedPhotos(Dataset[Batch]):
         return photos
 
     def _draws_of(self, seed: int, epoch: int) -> EpochDraws:
-        if self._draws is None or self._draws[0] != epoch:
-            self._draws = (epoch, epoch_draws(seed, epoch, len(self), self.num_draws))
-        return self._draws[1]
+        draws = self._draws  # a thread that is late may have replaced it when this one returns
+        if draws is None or draws[0] != epoch:
+            self._draws = draws = epoch, epoch_draws(seed, epoch, len(self), self.num_draws)
+        return draws[1]
 
 
 class PhotoFiles(Dataset[Batch]):

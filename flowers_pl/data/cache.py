@@ -28,6 +28,7 @@ from flowers_pl.data.cache_update import Update
 from flowers_pl.data.decoding import UnreadablePhoto, load_photo
 from flowers_pl.data.folder import UNREADABLE, LeftOut, Photo
 
+LONGEST = 150  # bytes of a root's name in that of its entry
 ATTEMPTS = 3  # to load an entry: another process may move its rows at the same time
 
 
@@ -152,7 +153,7 @@ def decode_photos(
         FlowersError: the cache cannot be written, its limit is too small, or a worker was killed.
     """
     root = root.resolve()
-    name = f"{root.name}-{_hash(str(root))[:12]}-{size}{'' if keep else '-unkept'}"
+    name = f"{_shortened(root.name)}-{_hash(str(root))[:12]}-{size}{'' if keep else '-unkept'}"
     cache = _Cache(root, photos, size, keep, workers, limit)
     folder = cache_dir
     try:
@@ -174,6 +175,12 @@ def decode_photos(
             f"--data.cache_dir: decoded photos cannot be written to {str(folder)!r} ({reason_of(error)});"
             f" make room, {way_out}."
         ) from error
+
+
+def _shortened(name: str) -> str:
+    """Return the beginning of a name that leaves room for what is added: names have 255 bytes at most."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= LONGEST else encoded[:LONGEST].decode(errors="ignore")
 
 
 def _hash(text: str) -> str:
@@ -214,7 +221,7 @@ class _Cache:
                     update = Update(entry, self.root, self.photos, self.keys, self.settings, size)
                     update.run(retry, self.workers, self.limit)
                     found = self._load(entry)
-        except OSError:
+        except (OSError, FlowersError):  # what is there is whole; what could not be read stays left out
             if found is None:
                 raise
         if found is None:

@@ -89,12 +89,16 @@ class Hold:
 
 @contextmanager
 def without_readers(folder: Path) -> Iterator[bool]:
-    """Tell whether no process reads an entry; if so, none begins to in the meantime."""
-    unused = True
+    """Tell whether no process reads an entry; if so, none begins to in the meantime.
+
+    An entry that is another user's counts as read: it cannot be locked, nor removed.
+    """
     with ExitStack() as stack:
-        with suppress(OSError):  # there is no such file, or there are no locks
-            used = stack.enter_context((folder / USED).open("rb"))
+        try:
+            used = stack.enter_context((folder / USED).open("r+b"))  # NFS locks only what may be written to
             unused = take(used.fileno())
+        except OSError as error:
+            unused = isinstance(error, FileNotFoundError)
         yield unused
 
 

@@ -85,6 +85,8 @@ class Update:
         if index is None:
             remove_entry(self.entry)
             index = Index.empty()
+        else:
+            self._clean()  # what a killed update had reserved may leave no room for this one
         self.entry.mkdir(exist_ok=True)
         (self.entry / USED).touch()
         return index.without_shards(torn_shards(self.entry, index, self.size))[0]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from flowers_pl.core.files import seen_from_here
+from flowers_pl.core.paths import seen_from_here
 from flowers_pl.data.batches import Batch, CachedPhotos, PhotoFiles, photos_to_predict
 from flowers_pl.data.cache import DecodedPhotos
 from flowers_pl.data.drawing_folder import obtain_photos
@@ -25,7 +25,7 @@ from flowers_pl.data.sampling import Balance, BatchSampler
 from flowers_pl.data.soft_labels import SoftLabels
 from flowers_pl.data.split import Placed
 from flowers_pl.data.split_photos import SplitPhotos, SplitSettings, check_settings, class_numbers
-from flowers_pl.packs.roots import DEFAULT_LIMIT, address_of
+from flowers_pl.packs.roots import DEFAULT_LIMIT, address_of, refuse_pack
 
 SETTINGS = ("image_size", "val_fraction", "split", "split_seed", "exclude", "review", "drawn", "drawn_size")
 
@@ -51,8 +51,7 @@ class FlowersDataModule(L.LightningDataModule):
         balance: against classes of unequal size: 'sampler' shows equally many photos of each class in an
             epoch, 'loss' weights the training losses so that each class counts the same. Validation is not
             changed.
-        soft_labels: a CSV file, as 'teach' or 'predict' writes it, with probabilities of training photos, to
-            be mixed into their labels.
+        soft_labels: a CSV file of probabilities, as 'teach' writes it, to mix into training photos' labels.
         soft_labels_weight: their share of what is trained on; the rest is the photos' own labels.
         unreadable: what `fit` does about photos that cannot be read: 'skip' names them and trains without
             them, 'error' ends the run.
@@ -204,6 +203,7 @@ class FlowersDataModule(L.LightningDataModule):
         return [Photo(path, self.classes[label]) for path, label in zip(paths, labels, strict=True)]
 
     def _setup_test(self, test_root: Path) -> None:
+        refuse_pack(test_root, "--data.test_root")
         paths, names = zip(*list_photos(test_root, "--data.test_root"), strict=True)
         labels = class_numbers(names, self.classes, test_root, "--data.test_root")
         self.reported_photos = self._named(paths, labels)

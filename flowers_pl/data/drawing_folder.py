@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import check_writable, replacing_folder
+from flowers_pl.core.files import replacing_folder
+from flowers_pl.core.paths import check_writable
 from flowers_pl.core.text import printable
 from flowers_pl.data.download import download_flower_photos
 from flowers_pl.data.drawings import KINDS, VERSION, draw_flower

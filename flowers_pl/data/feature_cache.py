@@ -90,6 +90,8 @@ class FeatureCache(Dataset[Batch]):
     def _allocate(self, features: Tensor) -> None:
         num_bytes = features[0].numel() * features.element_size()
         try:
+            if self.folder is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)  # a pack needs no other cache
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 reserve(file.fileno(), len(self) * num_bytes)
                 stored = torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(len(self), num_bytes)))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.text import nfc, plural, printable
-from flowers_pl.packs.roots import find_pack
+from flowers_pl.packs.roots import find_pack, refuse_pack
 
 log = logging.getLogger(__name__)
 NAMED = 20  # unreadable files that are named on screen
@@ -164,7 +164,8 @@ def list_class_files(
         for folder in folders:
             label = names.setdefault(nfc(folder), folder)
             inside = f"{parent}/{folder}".removeprefix("/")
-            photos += [Photo(f"{inside}/{path}", label) for path in files_below(root / inside)]
+            paths = (f"{inside}/{path}".removesuffix("/.") for path in files_below(root / inside))
+            photos += [Photo(path, label) for path in paths]  # "." is the folder itself, which is closed
     return sorted(names.values()), sorted(photos)
 
 
@@ -271,6 +272,7 @@ def list_pictures(
     Raises:
         FlowersError: there is nothing at `where`, or nothing in it.
     """
+    refuse_pack(where, option)
     where = Path(where)
     if where.is_file():
         return where.parent, [where.name]

@@ -16,14 +16,6 @@ SIDE = 2048  # thumbnails a side of such a product
 ROWS = 2**14  # thumbnails that are copied together
 
 
-def correlation(thumb: np.ndarray, other: np.ndarray) -> float:
-    """Compute Pearson's correlation of two thumbnails, which ignores brightness and contrast; 0 where one has
-    no contrast at all."""
-    first, second = (picture.astype(np.float64).ravel() - picture.mean() for picture in (thumb, other))
-    norm = np.linalg.norm(first) * np.linalg.norm(second)
-    return float(first @ second / norm) if norm else 0.0
-
-
 def connected(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Number the connected components of `count` nodes, given both ends of each edge: int64 (count,)."""
     edges = coo_array((np.ones(len(first), bool), (first, second)), shape=(count, count))
@@ -33,10 +25,10 @@ def connected(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
 class NearPictures:
     """The groups of pictures that are near-duplicates of each other, by way of others too.
 
-    Two pictures are near if their hashes differ in at most `hash_search.NEAR_BITS` bits and the `correlation`
-    of their thumbnails is at least NEAR_CORRELATION. On 3,457 real photos all 22 pairs up to 6 bits apart
-    were true, recoloured copies among them; one of them correlates by less than 0.93 (0.895). On 1,500
-    drawings 4 pairs are, all false, and correlate by 0.82 to 0.91.
+    Two pictures are near if their hashes differ in at most `hash_search.NEAR_BITS` bits and Pearson's
+    correlation of their thumbnails is at least NEAR_CORRELATION. On 3,457 real photos all 22 pairs up to 6
+    bits apart were true, recoloured copies among them; one of them correlates by less than 0.93 (0.895). On
+    1,500 drawings 4 pairs are, all false, and correlate by 0.82 to 0.91.
 
     Args:
         phashes: uint64 (N,).
@@ -126,7 +118,7 @@ class NearPictures:
         return self.thumbs[self.rows[pictures]].astype(np.float32)
 
     def _correlate(self, products: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Tell from the sums of products whether the `correlation` of each pair is large enough.
+        """Tell from the sums of products whether the correlation of each pair is large enough.
 
         All sums are exact, and 256 is 16**2, so that it is the same to the last bit.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -13,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from flowers_pl.core.errors import FlowersError, reason_of
-from flowers_pl.core.files import check_writable, replacing_folder
+from flowers_pl.core.files import replacing_folder
+from flowers_pl.core.paths import check_writable
 from flowers_pl.core.room import reserve
 from flowers_pl.core.text import printable
 from flowers_pl.data.decode_workers import Unreadable, content_digest, decode_rows
@@ -78,10 +80,11 @@ class _Rows:
         self.unreadable: dict[int, str] = {}
         self.places = {name: np.zeros(num_files, PLACE) for name in series}
 
-    def note(self, row: int, found: Fingerprint) -> None:
-        """Note the fingerprint of a file."""
+    def note(self, row: int, found: Fingerprint, content: bytes) -> None:
+        """Note the fingerprint of a file, and the digest of its content."""
         digest = np.frombuffer(bytes.fromhex(found.digest), np.uint8)
-        self.table[row] = (digest, found.phash, found.thumb, 0, 0)
+        sha256 = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+        self.table[row] = (digest, sha256, found.phash, found.thumb, 0, 0)
         self.readable[row] = True
 
     def agrees(self, row: int, found: Fingerprint) -> bool:
@@ -187,16 +190,16 @@ def _write_group(
     pixels = None if size is None else np.load(scratch, mmap_mode="r")
     for place, row in enumerate(group):
         digest, one = decoded[place]
-        if first:
-            if isinstance(one, Unreadable):
-                rows.unreadable[row] = one.reason
-            else:
-                rows.note(row, one)
+        if first and isinstance(one, Unreadable):
+            rows.unreadable[row] = one.reason
         if row in rows.unreadable:
             continue
+        source = _file_bytes(root, photos[row], digest) if first else b""
+        if first and not isinstance(one, Unreadable):
+            rows.note(row, one, source)
         if isinstance(one, Unreadable) or not rows.agrees(row, one):
             raise _changed(root, photos[row])
-        content = _file_bytes(root, photos[row], digest) if pixels is None else npy_bytes(pixels[place])
+        content = source if pixels is None else npy_bytes(pixels[place])
         suffix = _suffix(photos[row].path) if pixels is None else "npy"
         shard, start = writer.add(row, suffix, content, photos[row]._asdict())
         length = len(content) if pixels is None else pixels[place].nbytes

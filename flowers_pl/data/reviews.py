@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections import Counter
@@ -12,11 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import read_csv, reading_table, write_csv
+from flowers_pl.core.files import read_csv, reading_table, sha256_of
 from flowers_pl.core.text import nfc, plural, printable
 from flowers_pl.data.cache import DecodedPhotos
 from flowers_pl.data.exclusions import match_names
 from flowers_pl.data.folder import NAMED, REVIEWED, LeftOut, Photo
+from flowers_pl.packs.roots import find_pack
 
 log = logging.getLogger(__name__)
 HEADER = ("path", "action", "label", "sha256")
@@ -87,20 +87,6 @@ def is_plain_name(label: str) -> bool:
     )
 
 
-def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal digits; "" where it cannot be read."""
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return ""
-
-
-def write_review(file: str | os.PathLike[str], decisions: Iterable[Decision]) -> None:
-    """Write the list that `read_review` reads."""
-    write_csv(file, HEADER, decisions)
-
-
 def read_review(file: str | os.PathLike[str], option: str = "--data.review") -> list[Decision]:
     """Read decisions.
 
@@ -144,7 +130,7 @@ def check_review(
     """Compare decisions with the photos that are there; labels are spelled as the folders are.
 
     Args:
-        root: the folder of class folders.
+        root: the folder of class folders, or a pack of one.
         listed: all files of the class folders, with their classes.
         decisions: on photos of `root`.
         new_classes: whether a label may be no class of the folder, as long as it could be a folder's name.
@@ -158,13 +144,13 @@ def check_review(
     if len(by_path) < len(given):
         twice = Counter(nfc(path) for path in given).most_common(1)[0][0]
         raise FlowersError(f"{twice!r} is listed in two spellings of its letters (Unicode); remove one row")
-    there = {photo.path for photo in listed}
+    there, pack = {photo.path for photo in listed}, find_pack(root)
     used, unused = {}, {}
     for path, decision in by_path.items():
         if path not in there:
             unused[path] = "is missing"
             continue
-        if sha256_of(root / path) != decision.sha256:
+        if (sha256_of(root / path) if pack is None else pack.sha256(path)) != decision.sha256:
             unused[path] = "is another file than the one that was reviewed"
             continue
         label = spelled.get(nfc(decision.label))

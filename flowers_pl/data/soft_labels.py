@@ -8,7 +8,6 @@ file that has lost some is noticed).
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 
 from flowers_pl.core.columns import FOLD, TEACHER_PHOTOS, class_columns
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import read_csv, reading_table
+from flowers_pl.core.files import read_csv, reading_table, sha256_of
 from flowers_pl.core.text import nfc, plural, printable
 from flowers_pl.data.exclusions import match_names
 from flowers_pl.data.folder import TRAIN, VAL
@@ -155,7 +154,7 @@ class SoftLabels:
         """
         if self.file is None:
             return None
-        self._digest = _digest(self.file)
+        self._digest = sha256_of(self.file)
         table = read_soft_labels(self.file, class_names)
         shares = match_names(table.shares, [photo.path for photo in placed])
         if len(shares) < len(table.shares):
@@ -200,7 +199,7 @@ class SoftLabels:
 
     def state(self) -> dict[str, str]:
         """Return what a checkpoint keeps: a digest of the file; nothing without one."""
-        return {} if self.file is None else {"soft_labels": self._digest or _digest(self.file)}
+        return {} if self.file is None else {"soft_labels": self._digest or sha256_of(self.file)}
 
     def report_change(self, saved: Mapping[str, str]) -> None:
         """Log that a resumed run has a file of the same name with other content.
@@ -210,11 +209,3 @@ class SoftLabels:
         """
         if self.file is not None and saved.get("soft_labels") != self.state()["soft_labels"]:
             log.warning("Changed for this resume: the content of %s %s.", OPTION, printable(str(self.file)))
-
-
-def _digest(file: Path) -> str:
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,10 +86,13 @@ def _take(groups: list[list[Photo]], val_fraction: float, seed: int) -> set[str]
     """Choose the groups of a class that validate, named by their first photos; leave one to train on."""
     wanted = max(1, round(val_fraction * sum(map(len, groups))))
     taken: set[str] = set()
-    for group in sorted(groups, key=lambda group: _order(seed, group[0].path))[: len(groups) - 1]:
-        if len(group) <= wanted or not taken:
+    in_order = sorted(groups, key=lambda group: _order(seed, group[0].path))
+    for group in in_order[: len(groups) - 1]:
+        if len(group) <= wanted:
             taken.add(group[0].path)
             wanted -= len(group)
+    if not taken and len(groups) > 1:  # all are larger than what is wanted
+        taken.add(min(in_order, key=len)[0].path)
     return taken
 
 
@@ -236,7 +240,7 @@ def write_split(file: Path, placed: Sequence[Placed]) -> None:
 def read_split(
     file: Path,
     photos: Sequence[Photo],
-    excluded: Container[str] = (),
+    excluded: Iterable[str] = (),
     decided: Container[str] = (),
     both: bool = True,
 ) -> list[Placed]:
@@ -257,7 +261,8 @@ def read_split(
     with reading_table("--data.split", file, advice, "use a run's split.csv"):
         rows = read_csv(file, HEADER)
     listed = [Placed(*(row.get(name, "") for name in (*HEADER, "review"))) for row in rows]
-    placed = sorted(photo for photo in listed if photo.path not in excluded)
+    excluded = {nfc(path) for path in excluded}
+    placed = sorted(photo for photo in listed if nfc(photo.path) not in excluded)
     matching = _match(placed, photos, decided)
     unknown = [photo for photo, match in zip(placed, matching, strict=True) if match is None]
     for photo in placed:
@@ -278,6 +283,9 @@ def read_split(
         for photo, match in zip(placed, matching, strict=True)
         if match is not None
     )
+    twice = next((one.path for one, other in pairwise(placed) if one.path == other.path), None)
+    if twice is not None:
+        raise FlowersError(f"--data.split: {str(file)!r} has two rows of {twice!r}; remove one.")
     if both and {photo.side for photo in placed} != {TRAIN, VAL}:
         raise FlowersError(f"--data.split: {str(file)!r} must have photos on both sides, train and val.")
     return placed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -125,7 +125,8 @@ class SplitPhotos:
         report_left_out(usable.left_out, settings.root, settings.skip_unreadable)
         listed = [photo for photo in listed if photo.path not in testing]
         all_trained = by_folders and VAL in sides.values()
-        found = check_classes(usable.photos, listed, settings.root, least=1 if all_trained else 2)
+        drawn = settings.split in ("grouped", "notebook") and not all_trained
+        found = check_classes(usable.photos, listed, settings.root, least=2 if drawn else 1)
         class_names = list(model_classes) or found
         class_numbers(found, class_names, settings.root)
         if by_folders:
@@ -190,7 +191,7 @@ def class_numbers(
 
 
 def _split(
-    decoded: DecodedPhotos, settings: SplitSettings, excluded: Container[str], decided: Container[str]
+    decoded: DecodedPhotos, settings: SplitSettings, excluded: Collection[str], decided: Collection[str]
 ) -> tuple[list[Placed], list[LeftOut]]:
     groups = duplicate_groups(decoded.digests, decoded.phashes, decoded.thumbs, decoded.folder)
     if settings.split == "grouped":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import csv_text, read_json, sync_file, sync_folder, write_json
+from flowers_pl.core.files import csv_text, read_json, sync_file, write_json
 from flowers_pl.core.locks import take
 
 SAVE_EVERY = 5.0  # seconds of work that a kill costs at most
@@ -191,7 +191,7 @@ class GrowingTable:
         self.save()
         os.replace(self.partial, self.file)
         self._note.unlink(missing_ok=True)
-        sync_folder(self.file.parent)
+        sync_file(self.file.parent)
         self._end()
 
     def close(self) -> None:

@@ -34,9 +34,6 @@ class PhotoDropout(nn.Module):
             raise ValueError(f"dropout must be at least 0 and less than 1, not {p}")
         self.p = p
 
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
-
     def forward(self, features: Tensor, keys: Tensor | None = None) -> Tensor:
         """Drop features and scale the rest by 1 / (1 - p), in training mode only.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import re
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, WeightsEnum
 
 from flowers_pl.core.errors import FlowersError
+from flowers_pl.core.files import sha256_of
 
 PREFIX = "features."  # of the backbone in torchvision's layout; the rest is the ImageNet classifier
 OPTION, NETWORK = "--model.weights", "torchvision's mobilenet_v2"
@@ -114,7 +114,7 @@ def download(weights: WeightsEnum, option: str, way_out: str) -> Mapping[str, Te
     file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     digest = re.search(r"-([0-9a-f]+)\.", file.name)
     assert digest is not None
-    if _sha256(file).startswith(digest[1]):
+    if sha256_of(file).startswith(digest[1]):
         return read_state(file, option, weights.name)
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -129,15 +129,6 @@ def download(weights: WeightsEnum, option: str, way_out: str) -> Mapping[str, Te
             f"{option}: {weights.name} could not be downloaded from {weights.url} ({reason}){damaged};"
             f" {way_out}."
         ) from error
-
-
-def _sha256(file: Path) -> str:
-    """Return a file's digest, empty where there is no file."""
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return ""
 
 
 def _is_writable(folder: Path) -> bool:

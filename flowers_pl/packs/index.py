@@ -3,7 +3,8 @@
 A pack is a folder, or a prefix of an object store:
 
     index.json          the format, the classes, and name, length and digest of every other file
-    photos.npy          a row for each photo, sorted by path: fingerprint, class, length of its path
+    photos.npy          a row for each photo, sorted by path: fingerprint, its file's SHA-256, class, length
+                        of its path
     paths.txt           all paths, one after the other, UTF-8
     left_out.json       files that could not be read: path, class, reason
     <series>.npy        where each photo is: shard, offset, length
@@ -28,11 +29,12 @@ import numpy as np
 from flowers_pl.core.errors import FlowersError
 
 INDEX, PHOTOS, PATHS, LEFT_OUT = "index.json", "photos.npy", "paths.txt", "left_out.json"
-FORMAT, VERSION = "flowers_pl pack", 1
+FORMAT, VERSION = "flowers_pl pack", 2
 FILES = "files"
 PHOTO = np.dtype(
-    [("digest", "u1", 16), ("phash", "<u8"), ("thumb", "u1", (16, 16)), ("label", "<u4"), ("path", "<u2")]
-)
+    [("digest", "u1", 16), ("sha256", "u1", 32), ("phash", "<u8"), ("thumb", "u1", (16, 16)),
+     ("label", "<u4"), ("path", "<u2")]
+)  # fmt: skip
 PLACE = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u4")])
 MAX_INDEX = 2**28  # bytes of an index: 3 million shards
 MAX_SIZE = 4096  # pixels a side of decoded photos

@@ -88,6 +88,11 @@ class Pack:
         """Path -> row."""
         return {path: row for row, path in enumerate(self.paths)}
 
+    def sha256(self, path: str) -> str:
+        """Return the SHA-256 of the file that a photo was packed from, in hexadecimal digits; "" for none."""
+        row = self.row_of.get(path)
+        return "" if row is None else self.table["sha256"][row].tobytes().hex()
+
     @cached_property
     def labels(self) -> list[str]:
         """The class of each photo."""

@@ -86,6 +86,16 @@ def find_pack(root: str | os.PathLike[str]) -> Pack | None:
     return pack
 
 
+def refuse_pack(root: str | os.PathLike[str], option: str) -> None:
+    """Refuse a pack where the files of photos are needed.
+
+    Raises:
+        FlowersError: the folder is one.
+    """
+    if Path(root).is_dir() and find_pack(root) is not None:
+        raise FlowersError(f"{option}: {str(root)!r} is a pack; give a folder of photos.")
+
+
 def _state(file: Path) -> tuple[int, ...] | None:
     try:
         stat = file.stat()

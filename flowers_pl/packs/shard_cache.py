@@ -175,17 +175,12 @@ def remove_shard(file: Path, fetched: str | None = None) -> bool:
         except TimeoutError:
             return False
     try:
-        handle = os.open(file, os.O_RDONLY)
-    except FileNotFoundError:
-        return True
-    try:
-        if unused := take(handle):
-            file.unlink(missing_ok=True)
-        return unused
-    except OSError:
-        return False
-    finally:
-        os.close(handle)
+        with file.open("r+b") as shard:  # NFS locks only what may be written to
+            if unused := take(shard.fileno()):
+                file.unlink(missing_ok=True)
+            return unused
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
 
 
 def _lock_of(folder: Path, name: str, timeout: float = -1) -> AbstractContextManager[object]:

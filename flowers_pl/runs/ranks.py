@@ -16,11 +16,7 @@ from flowers_pl.core.errors import FlowersError
 
 def same_on_all_ranks(trainer: L.Trainer, text: str) -> bool:
     """Return whether all ranks have the same text as rank 0; all of them must call this."""
-    differs = float(trainer.strategy.broadcast(text) != text)
-    anywhere = trainer.strategy.reduce(
-        torch.tensor(differs, device=trainer.strategy.root_device), reduce_op="max"
-    )
-    return float(anywhere) == 0
+    return trainer.strategy.reduce_boolean_decision(trainer.strategy.broadcast(text) == text)
 
 
 Found = TypeVar("Found")

@@ -74,6 +74,10 @@ class EpochTable(Logger):
             self.rows.setdefault(epoch, {}).update({**values, "epoch": epoch})
             self._write()
 
+    def forget_after(self, epoch: int) -> None:
+        """Leave out later epochs, which a run that resumes from an earlier checkpoint trains again."""
+        self.rows = {number: row for number, row in self.rows.items() if number <= epoch}
+
     def _write(self) -> None:
         columns = ["epoch", *sorted({name for row in self.rows.values() for name in row} - {"epoch"})]
         with replacing(self.file) as unfinished, open(unfinished, "w", newline="") as stream:

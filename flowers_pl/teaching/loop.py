@@ -6,11 +6,12 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -98,7 +99,7 @@ def train(teacher: Teacher, photos: CachedPhotos, members: np.ndarray, recipe: R
             if not math.isfinite(mean):
                 raise FlowersError(
                     f"--teacher: the loss of {name} is not finite in epoch {epoch + 1}; give a lower"
-                    " --learning_rate, or --precision 32."
+                    " --learning_rate, or --precision 32-true."
                 )
             speed = len(members) / (time.monotonic() - started)
             log.info(
@@ -142,17 +143,10 @@ def _augmented(photos: CachedPhotos, keys: list[BatchKey], epoch: int, recipe: R
         assert batch.draws is not None
         return batch._replace(photos=augment(batch.photos, batch.draws, ranges, recipe.size))
 
-    for batch in PrefetchLoader(keys, photos, change if on_cpu else _as_it_is, lambda: _plan(recipe)):
-        yield batch if on_cpu else change(_to_device(batch, recipe.device))
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    draws = None if batch.draws is None else batch.draws.to(device)
-    return batch._replace(photos=batch.photos.to(device), labels=batch.labels.to(device), draws=draws)
+    for batch in PrefetchLoader(
+        keys, photos, change if on_cpu else lambda batch: batch, lambda: _plan(recipe)
+    ):
+        yield batch if on_cpu else change(move_data_to_device(batch, recipe.device))
 
 
 def _plan(recipe: Recipe) -> ThreadPlan:
@@ -197,13 +191,10 @@ def judge(teacher: Teacher, photos: CachedPhotos, members: np.ndarray, recipe: R
     """
     teacher.eval()
     parts: list[Tensor] = []
-    for rows in _batches(members, 2 * recipe.batch_size):
+    for start in range(0, len(members), 2 * recipe.batch_size):
+        rows = members[start : start + 2 * recipe.batch_size]
         pixels = photos.read(rows).to(recipe.device)
         with torch.autocast(recipe.device.type, torch.bfloat16, enabled=recipe.half):
             both = torch.stack([teacher(pixels), teacher(pixels.flip(-1))])
         parts.append(both.double().softmax(2).mean(0).cpu())
     return torch.cat(parts).numpy()
-
-
-def _batches(members: np.ndarray, size: int) -> Iterable[np.ndarray]:
-    return (members[start : start + size] for start in range(0, len(members), size))

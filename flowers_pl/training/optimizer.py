@@ -129,8 +129,9 @@ def make_optimizer(groups: list[dict[str, Any]], clips: bool) -> torch.optim.Opt
     """
     kind = torch.optim.AdamW if any(group["weight_decay"] for group in groups) else torch.optim.Adam
     return kind(
-        [dict(group) for group in groups], fused=not clips
-    )  # torch keeps and changes what it is given
+        [dict(group) for group in groups],  # torch keeps and changes what it is given
+        fused=None if clips else True,  # False would also rule out its kernels for many tensors at once
+    )
 
 
 def set_rates(optimizer: torch.optim.Optimizer, planned: list[dict[str, Any]], factor: float) -> None:

@@ -12,8 +12,8 @@ import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import expanded
 from flowers_pl.core.names import CONFIG, KEY, LAST, LEFT_OUT, SPLIT
+from flowers_pl.core.paths import expanded
 from flowers_pl.training.checkpoint_callback import MIDDLE
 from flowers_pl.training.checkpoint_files import read_checkpoint
 
