@@ -109,8 +109,10 @@ def real_weights() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """A test may have changed it."""
+def one_thread() -> Iterator[None]:
+    """A fixture of a wider scope may have changed it before a test, and the test itself may change it."""
+    torch.set_num_threads(1)
+    yield
     torch.set_num_threads(1)
 
 

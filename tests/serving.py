@@ -23,8 +23,9 @@ from flowers_pl.data.drawings import KINDS, draw_flower
 from flowers_pl.explain.activation_maps import class_activation_maps
 from flowers_pl.network.mobilenet import start_from_nothing
 from flowers_pl.network.novelty import Novelty
-from flowers_pl.runs.final_model import Judgement
+from flowers_pl.runs.judgement import Judgement
 from flowers_pl.serving.access import Access
+from flowers_pl.serving.connections import Connection
 from flowers_pl.serving.engine import Engine
 from flowers_pl.serving.guard import Guard, RequestLimits
 from flowers_pl.serving.models import ServedModel
@@ -102,7 +103,7 @@ def running(
     loaded.engine = None if model is None else Engine(model, threads=2)
     service = make_service(loaded, limits)
     app = Guard(add_page(service, limits) if page else service, Access(host, token), limits)
-    config = uvicorn.Config(app, port=0, log_config=None, log_level="critical", ws="none")
+    config = uvicorn.Config(app, port=0, http=Connection, log_config=None, log_level="critical", ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from flowers_pl.audit.findings import UNLIKE, Asked, Fault, Findings, LabelCheck, SuspectLabel
+from flowers_pl.audit import html
+from flowers_pl.audit.findings import UNLIKE, Asked, Fault, Findings, LabelCheck, LookAlikes, SuspectLabel
 from flowers_pl.audit.html import SIZE, render_page
 from flowers_pl.audit.pictures import LADDER, make_pictures
 from flowers_pl.cli.app import main
@@ -236,6 +237,75 @@ def test_on_a_phone_a_tap_opens_the_view(
         assert page.locator(".photo").evaluate_all(hidden) == 0
 
 
+def test_what_is_left_for_the_next_audit_is_not_asked_about(
+    browser: Browser, mended: tuple[Path, Findings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(html, "ASKED", 2)
+    paths = list(PLANTED)
+    asked = {
+        path: replace(one, neighbours={"tulip": [paths[2]], "daisy": ["daisy/daisy_0001.png"]})
+        if path == paths[0]
+        else one
+        for path, one in mended[1].asked.items()
+    }
+    findings = replace(mended[1], asked=asked, look_alikes=[LookAlikes([paths[0], paths[3]], 0.99)])
+    (tmp_path / "audit.html").write_text(render_page(findings, most=50), "utf-8")
+    for page in opened(browser, tmp_path / "audit.html"):
+        assert left(page) == "2 of 2 left"
+        assert (
+            page.locator(".photo", has_text=Path(paths[3]).name).locator("img").count() == 1
+        )  # a look-alike
+        page.keyboard.press("3")
+        page.keyboard.press("3")
+        assert left(page) == "All decided: save review.csv"
+        assert [one.path for one in read_review(saved(page))] == paths[:2]
+
+
+@pytest.mark.parametrize("where", ["#view", ".photo >> nth=0"])
+def test_a_double_click_decides_on_one_photo(page: Page, where: str) -> None:
+    page.locator(where).get_by_role("button", name="Leave out").dblclick()
+    assert left(page) == "5 of 6 left"
+    page.keyboard.press("u")
+    assert left(page) == "6 of 6 left"
+
+
+CONTRAST = """selector => {
+    const linear = (level) => level <= .04045 ? level / 12.92 : ((level + .055) / 1.055) ** 2.4;
+    const bare = (colour) => colour.match(/[\\d.]+/g).map(Number);
+    const over = ([r, g, b, a = 1], under) =>
+        [r, g, b].map((level, place) => a * level + (1 - a) * under[place]);
+    const light = (levels) => {
+        const [r, g, b] = levels.map((level) => linear(level / 255));
+        return .2126 * r + .7152 * g + .0722 * b + .05;
+    };
+    const [found, part] = selector.split("::");
+    const element = document.querySelector(found);
+    const grounds = [];
+    for (let one = element; one; one = one.parentElement)
+        grounds.push(bare(getComputedStyle(one).backgroundColor));
+    const canvas = matchMedia("(prefers-color-scheme: dark)").matches ? [18, 18, 18] : [255, 255, 255];
+    const ground = grounds.reduceRight((under, one) => over(one, under), canvas);
+    const text = over(bare(getComputedStyle(element, part && `::${part}`).color), ground);
+    const both = [light(text), light(ground)].sort((one, other) => other - one);
+    return both[0] / both[1];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_have_the_contrast_of_wcag(
+    browser: Browser, mended: tuple[Path, Findings], tmp_path: Path, scheme: str
+) -> None:
+    (tmp_path / "audit.html").write_text(render_page(mended[1], most=50), encoding="utf-8")
+    for page in opened(browser, tmp_path / "audit.html", color_scheme=scheme):
+        page.keyboard.press("3")
+        page.evaluate("warn('A warning.')")
+        texts = ["#warning", "h2 span", "nav span", "#save", ".photo.done .name::before", ".photo .name"]
+        texts += ["button[aria-pressed=true]", "button[aria-pressed=false]"]
+        contrasts = {text: round(page.evaluate(CONTRAST, text), 2) for text in texts}
+        assert min(contrasts.values()) >= 4.5, contrasts  # AA
+        page.evaluate("warn('')")
+
+
 @pytest.mark.release
 def test_5000_findings_scroll(browser: Browser, tmp_path: Path) -> None:
     root, count = tmp_path / "photos", 5000
@@ -271,6 +341,19 @@ def test_5000_findings_scroll(browser: Browser, tmp_path: Path) -> None:
             page.keyboard.press("3")
         assert left(page) == "4,950 of 5,000 left"
         assert len(read_csv(saved(page))) == 50
+
+
+def test_the_photos_in_question_are_looked_through_once_a_rung(tmp_path: Path) -> None:
+    class Counted(list[str]):
+        times = 0
+
+        def __iter__(self) -> Iterator[str]:
+            Counted.times += 1
+            return super().__iter__()
+
+    absent = [f"{number}.png" for number in range(300)]
+    make_pictures(tmp_path, Counted(absent[:3]), lambda _: absent, 10**7)
+    assert Counted.times < 10  # and not once for each photo
 
 
 def test_the_pictures_take_no_more_room_than_there_is(tmp_path: Path) -> None:

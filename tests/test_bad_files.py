@@ -194,21 +194,20 @@ def test_predict_gives_every_file_a_row(done: Done) -> None:
         assert rows[name]["label"] == rows[name]["rose"] == rows[name]["unlike"] == ""
 
 
-def test_what_can_be_read_is_read_as_its_viewer_shows_it(done: Done) -> None:
+def test_what_can_be_read_is_read_as_its_viewer_shows_it(done: Done, tmp_path: Path) -> None:
     """Each photo's probabilities are those of a plain PNG that Pillow writes of what it sees."""
-    plain, names = done.home / "plain", {}
+    plain, names = tmp_path / "plain", {}
     plain.mkdir()
     for number, (name, data) in enumerate(READABLE.items()):
         if name != "16-bit.png":  # Pillow cuts 16 bits off
             names[name] = f"{number:02}.png"
             shown = ImageOps.exif_transpose(Image.open(BytesIO(data)))
             shown.convert("RGB").save(plain / names[name])
-    run = done.home / "checkpoints" / "bad"
+    run, out = done.home / "checkpoints" / "bad", tmp_path / "plain.csv"
     before = {row["path"]: row for row in read_csv(run / "predictions.csv")}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(done.home)
-        assert main(["predict", "--data.predict_root", "plain", "--data.workers", "0"]) == 0
-    after = {row["path"]: row for row in read_csv(run / "predictions.csv")}
+    command = ["predict", "--ckpt_path", str(run / "best.ckpt"), "--data.predict_root", str(plain)]
+    assert main([*command, "--out", str(out), "--data.workers", "0"]) == 0
+    after = {row["path"]: row for row in read_csv(out)}
     for name, other in names.items():
         for kind in KINDS:
             assert float(before[name][kind]) == pytest.approx(float(after[other][kind]), abs=0.01), name

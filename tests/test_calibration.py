@@ -30,6 +30,7 @@ from flowers_pl.export.verify import check_export
 from flowers_pl.export.write import export_onnx, export_torch
 from flowers_pl.network.answers import Temperature, with_mirror
 from flowers_pl.runs.final_model import find_photos
+from flowers_pl.runs.judgement import identity_of, is_of
 from flowers_pl.runs.tables import read_table
 from flowers_pl.training import classifier
 from flowers_pl.training.checkpoint_files import AtomicCheckpointIO, read_checkpoint
@@ -213,11 +214,13 @@ def test_classify_and_predict_use_both(
     arguments = ["predict", "--ckpt_path", str(BOTH), "--data.predict_root", str(drawings / "rose")]
     assert main([*arguments, "--out", str(out), *CPU]) == 0
     with out.open(newline="") as stream:
-        for row in csv.DictReader(stream):
-            file = drawings / "rose" / row["path"]
-            shares = [float(row[name]) for name in found.classes]
-            assert shares == pytest.approx(by_hand(file), abs=1e-5)
-            assert float(row["unlike"]) == pytest.approx(found.unlikeness(file), abs=2e-3)
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 10
+    for row in rows:
+        file = drawings / "rose" / row["path"]
+        shares = [float(row[name]) for name in found.classes]
+        assert shares == pytest.approx(by_hand(file), abs=1e-5)
+        assert float(row["unlike"]) == pytest.approx(found.unlikeness(file), abs=2e-3)
     answers = found.classify(drawings / "rose" / "rose_0000.png")
     expected = by_hand(drawings / "rose" / "rose_0000.png")
     assert [answers[name] for name in found.classes] == pytest.approx(expected, abs=1e-6)
@@ -291,6 +294,14 @@ def test_a_run_that_has_ended_gets_both_by_a_resume_without_training(home: Path,
     assert later[KEY]["temperature"] == both[KEY]["temperature"]
     assert later["hyper_parameters"]["flip_test"]
     assert later[KEY]["unlike"]["limit"] == pytest.approx(both[KEY]["unlike"]["limit"])
+
+
+def test_what_was_measured_without_them_is_of_another_model(home: Path) -> None:
+    plain, both = (identity_of(read_checkpoint(file)) for file in ("checkpoints/plain/best.ckpt", BOTH))
+    assert plain["step"] == both["step"]
+    assert is_of(plain, plain)
+    assert is_of({"step": plain["step"]}, plain)  # as 0.1.0 noted it
+    assert not is_of(both, plain)
 
 
 def test_a_checkpoint_from_before_has_neither(home: Path, drawings: Path, tmp_path: Path) -> None:

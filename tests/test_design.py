@@ -22,6 +22,10 @@ def imports(file: Path) -> list[str]:
     """The modules of this project that a file imports, anywhere in it, as "package.file" or "package"."""
     found = []
     for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, (
+                f"{file} has a relative import, of which this test does not know the place"
+            )
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "flowers_pl":
             assert node.module is not None
             inside = node.module.removeprefix("flowers_pl").removeprefix(".")

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from flowers_pl.cli import explain
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.names import KEY
+from flowers_pl.data.decoding import read_photo, resize_photo
 from flowers_pl.data.folder import VAL
 from flowers_pl.data.split import Placed
 from flowers_pl.explain import activation_maps
@@ -270,8 +271,36 @@ def test_a_photo_is_of_the_class_that_the_split_says(
     placed = [Placed(path, label, VAL, path) for path, label in wanted.items()]
     monkeypatch.setattr(explain, "split_of", lambda ckpt: placed)
     monkeypatch.setattr(explain, "read_checkpoint", lambda ckpt: {KEY: {"data": {"root": str(tmp_path)}}})
-    names, _, truths = explain._to_explain(tmp_path / "best.ckpt", model, None, 2)
+    names, photos, squares, truths = explain._to_explain(tmp_path / "best.ckpt", model, None, 2, False)
     assert dict(zip(names, truths, strict=True)) == wanted
+    assert [tuple(photo.shape[1:]) for photo in photos[1:]] == [(160, 160)]  # only the first is shown whole
+    assert torch.equal(squares[0], resize_photo(photos[0], model.image_size))
+
+
+def test_faithfulness_is_measured_on_all_classes_and_files_that_are_no_photos_do_not_count(
+    model: FlowerClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        (tmp_path / "images" / "a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / "a" / f"{number}.xml").write_text("no photo")
+        file = tmp_path / "images" / model.classes[number // 2] / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(some_photos(6)[number].permute(1, 2, 0).numpy()).save(file)
+    measured: list[tuple[int, list[int]]] = []
+
+    def measure(model: FlowerClassifier, squares: Tensor, targets: list[int], *_: Any) -> None:
+        measured.append((len(squares), targets))
+
+    monkeypatch.setattr(FlowerClassifier, "load", lambda ckpt: model)
+    monkeypatch.setattr(explain, "_measure", measure)
+    explain.explain(str(tmp_path / "best.ckpt"), str(tmp_path / "images"), most=6, faithfulness=3)
+    with np.load(tmp_path / "gradcam" / "maps.npz") as saved:
+        paths = saved["paths"].tolist()
+    assert len(paths) == 6
+    found = [model.classes[target] for target in measured[0][1]]
+    assert measured[0][0] == 3
+    explained = explain_photos(model, [read_photo(tmp_path / "images" / path) for path in paths])
+    assert found == [explained[row].target for row in (0, 2, 5)]
 
 
 def test_hot_is_red_and_cold_is_blue() -> None:

@@ -118,7 +118,6 @@ def test_the_network_of_these_tests_tells_photos_apart(model: FlowerClassifier) 
     assert found.std(0).min() > 0.05
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
 def test_exported_files_agree_with_the_model_on_photos_of_any_size(
     kind: str, model: FlowerClassifier, files: dict[str, Path]
@@ -266,7 +265,6 @@ def test_exporting_is_quiet(files: dict[str, Path], said: list[str]) -> None:
     assert said == [""]
 
 
-@pytest.mark.slow
 def test_a_foreign_expression_is_judged_at_once() -> None:
     assert _EXPRESSION.fullmatch("Symbol('s12', positive=True, integer=True)")
     assert _EXPRESSION.fullmatch("Add(Mul(Integer(2), Symbol('s0')), s1*3)")

@@ -71,7 +71,7 @@ def test_export_with_photos_that_cannot_be_read(run: Path, tmp_path: Path) -> No
     assert "of 26 generated images" in (run / "MODEL_CARD.md").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_export_of_a_checkpoint_alone_finds_its_validation_photos(run: Path) -> None:
     (run / "split.csv").unlink()
     assert main(["export", "--root", str(DRAWINGS)]) == 0
@@ -88,7 +88,7 @@ def test_export_to_int8_with_the_photos_moved_away(run: Path, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("before", [None, b"of an older export"])
+@pytest.mark.parametrize("before", [pytest.param(None, marks=pytest.mark.release), b"of an older export"])
 def test_a_file_that_does_not_agree_leaves_what_was_there(
     before: bytes | None, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,6 +104,7 @@ def test_predict_takes_it_and_says_no_more_than_with_another_file(run: Path, tmp
     ]
     with open(tmp_path / "predictions.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
+    assert len(rows) == 12
     model = FlowerClassifier.load(run / "best.ckpt")
     for row in rows:
         expected = model.classify(DRAWINGS / "rose" / row["path"])

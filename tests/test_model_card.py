@@ -70,6 +70,14 @@ def test_a_card_says_what_is_known() -> None:
     assert "/secret" not in card
 
 
+def test_a_card_says_how_photos_were_split_by_folders_and_by_a_list() -> None:
+    placed = [Placed(f"{side}/daisy/{n}", "daisy", side, "") for side in ("train", "val") for n in (1, 2)]
+    card = model_card(facts(), settings(), placed)
+    assert "Their folders are the split: 50% of them are held out for validation." in card.splitlines()
+    card = model_card(facts(split="runs/other/split.csv"), settings(), placed[:3])
+    assert "33% of them are held out for validation, as listed in the split.csv of an earlier run." in card
+
+
 def test_a_card_shows_how_its_files_are_run_each_kind_once() -> None:
     files = {"final_int8.onnx": "2.6 MB", "final.onnx": "8.9 MB", "it's.pt2": "agrees"}
     card = model_card(facts(), settings(), files=files)

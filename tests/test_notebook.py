@@ -128,6 +128,7 @@ def test_uses_public_names_that_exist() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_runs_on_drawings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = run(tmp_path, monkeypatch)
     assert check(shown, "drawings") > 0.6  # a guess is right in 0.2

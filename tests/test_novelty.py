@@ -122,6 +122,7 @@ def predicted(*args: str) -> list[dict[str, str]]:
 
 def test_predict_has_the_score_and_the_flag(home: Path, drawings: Path) -> None:
     rows = predicted("--data.predict_root", str(drawings / "rose"))
+    assert len(rows) == 10
     model = FlowerClassifier.load("checkpoints/first/best.ckpt")
     for row in rows:
         score = model.unlikeness(drawings / "rose" / row["path"])

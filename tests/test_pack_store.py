@@ -101,7 +101,9 @@ def test_a_run_from_a_store_is_the_run_on_the_folder(
     assert main(["fit", *stop, "--trainer.max_steps", "3"]) == 0
     last = "checkpoints/parts/last.ckpt"
     assert main(["fit", "--ckpt_path", last, "--trainer.max_steps", "-1"]) == 0
-    assert_same_runs(Path("checkpoints/whole"), Path("checkpoints/parts"), ignore=("callbacks", "flowers_pl"))
+    assert_same_runs(
+        Path("checkpoints/whole"), Path("checkpoints/parts"), ignore=("callbacks", "flowers_pl.")
+    )
     assert main(["test", "--ckpt_path", "checkpoints/store/best.ckpt"]) == 0
 
 
@@ -293,10 +295,14 @@ def test_no_credential_is_kept_or_shown(
     ):
         for command in ("fit", "audit", "teach"):
             assert main([command, "--data.root", address]) == 1
-            assert "must not hold credentials" in capfd.readouterr().err
+            said = "".join(capfd.readouterr())
+            assert "must not hold credentials" in said
+            assert "very-secret" not in said
     Path("settings.yaml").write_text("data:\n  root: s3://key:very-secret@photos/drawings\n")
     assert main(["fit", "--config", "settings.yaml"]) == 1
-    assert "very-secret" not in "".join(capfd.readouterr())
+    said = "".join(capfd.readouterr())
+    assert "must not hold credentials" in said
+    assert "very-secret" not in said
     Path("settings.yaml").unlink()
     kept = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert not [file for file in kept if b"very-secret" in file.read_bytes()]

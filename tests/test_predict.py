@@ -258,9 +258,9 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(
     assert (code, "--resume goes on from here" in said) == (143, True)
 
 
-def start(home: Path, command: str, *args: str, **environment: str) -> tuple[int, str]:
+def start(home: Path, command: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own, which may start others."""
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "flowers_pl", command, *args],
         cwd=home,
         env={
@@ -269,26 +269,24 @@ def start(home: Path, command: str, *args: str, **environment: str) -> tuple[int
             "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
             **environment,
         },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
-    return done.returncode, done.stdout
 
 
 @pytest.mark.release
 @pytest.mark.timeout(900)
 def test_two_processes_write_the_table_of_one_and_go_on_after_one_is_killed(home: Path, whole: bytes) -> None:
     args = [*PREDICT, "--out", "x.csv", "--trainer.callbacks", "probe.Probe"]
-    code, said = start(home, "predict", *args, "--trainer.devices", "2", PROBE_SIGNAL=f"1:2:{signal.SIGKILL}")
-    assert code not in (0, 143), said
-    assert read_json(Path(".x.csv.partial.json"))["done"][0] == 16, said  # two batches of each
+    done = start(home, "predict", *args, "--trainer.devices", "2", PROBE_SIGNAL=f"1:2:{signal.SIGKILL}")
+    assert done.returncode not in (0, 143), done.stderr
+    assert read_json(Path(".x.csv.partial.json"))["done"][0] == 16, done.stderr  # two batches of each
     args = [*PREDICT, "--out", "x.csv"]
-    code, said = start(home, "predict", *args, "--trainer.devices", "3", "--resume")
-    assert code == 0, said
-    assert said.count("30 predictions, 1 file that cannot be read") == 1  # one process speaks
+    done = start(home, "predict", *args, "--trainer.devices", "3", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("30 predictions, 1 file that cannot be read") == 1  # one process speaks
     assert Path("x.csv").read_bytes() == whole
     assert left(home) == ["whole.csv", "x.csv"]
 
@@ -299,19 +297,26 @@ def test_two_processes_write_the_table_of_one_and_go_on_after_one_is_killed(home
     "batch_size",
     ["3", pytest.param("64", marks=pytest.mark.release)],  # with 64 the second has no photo
 )
-def test_test_and_validate_by_two_processes_are_exact(home: Path, batch_size: str) -> None:
-    said: dict[tuple[str, str], str] = {}
+def test_test_and_validate_by_two_processes_are_exact(
+    home: Path, batch_size: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    said: dict[tuple[str, str], tuple[str, list[str]]] = {}  # on standard output, and line by line in the log
     left_by: dict[str, list[bytes]] = {}
     data = ["--data.root", str(RUN / "drawings"), "--data.test_root", str(RUN / "drawings")]
     data += ["--data.batch_size", batch_size]
     for devices in ("1", "2"):
         for command in ("test", "validate"):
             args = ["--ckpt_path", "run/best.ckpt", *QUIET, *data, "--trainer.devices", devices]
-            code, printed = start(home, command, *args)
-            assert code == 0, printed
-            said[command, devices] = printed
+            if devices == "1":
+                caplog.clear()
+                assert main([command, *args]) == 0
+                said[command, devices] = capfd.readouterr().out, caplog.messages
+            else:
+                done = start(home, command, *args)
+                assert done.returncode == 0, done.stderr
+                said[command, devices] = done.stdout, done.stderr.splitlines()
         left_by[devices] = [Path("run", name).read_bytes() for name in ("predictions.csv", "test.json")]
     assert left_by["1"] == left_by["2"]
     assert said["test", "1"] == said["test", "2"]
     assert said["validate", "1"] == said["validate", "2"]
-    assert said["validate", "2"].count("accuracy") == 1
+    assert said["validate", "2"][0].count("accuracy") == 1

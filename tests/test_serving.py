@@ -21,7 +21,7 @@ from serving import SIZE, classifier, drawing, encoded, parts, running, served, 
 
 import flowers_pl
 from flowers_pl import FlowerClassifier, export_onnx, main
-from flowers_pl.runs.final_model import judgement_of
+from flowers_pl.runs.judgement import judgement_of
 from flowers_pl.serving import engine as engine_module
 from flowers_pl.serving.engine import FAILED, Engine
 from flowers_pl.serving.models import ServedModel, open_checkpoint, open_exported
@@ -97,18 +97,21 @@ def test_while_others_are_computed_pictures_wait_a_moment_for_more(
             assert go_on.wait(20)
         return plain.compute(photos)
 
-    monkeypatch.setattr(engine_module, "GATHER", 0.5)
-    engine = Engine(without(plain, compute=compute), threads=2)
+    monkeypatch.setattr(engine_module, "GATHER", 60.0)
+    engine = Engine(without(plain, compute=compute, part=3), threads=2)
     waiting = [engine.submit(ROSE)]
     assert begun.wait(20)
     for _ in range(3):
         waiting.append(engine.submit(ROSE))
         time.sleep(0.02)
-    assert [one.result().label for one in waiting[1:]] == [waiting[1].result().label] * 3
+    assert [one.result(20).label for one in waiting[1:]] == [waiting[1].result().label] * 3
+    monkeypatch.setattr(engine_module, "GATHER", 0.01)
+    waiting.append(engine.submit(ROSE))  # no others come, and it does not wait for them for long
+    assert waiting[4].result(20).label == waiting[1].result().label
     assert not waiting[0].done()
     go_on.set()
     engine.close()
-    assert sizes == [1, 3]
+    assert sizes == [1, 3, 1]
 
 
 def test_a_closed_engine_answers_what_waits_and_takes_no_more(plain: ServedModel) -> None:
@@ -304,11 +307,11 @@ def test_an_exported_file_answers_without_maps(model: FlowerClassifier, tmp_path
 
 
 def test_how_good_a_model_is_comes_from_the_measurement_of_its_weights(tmp_path: Path) -> None:
-    assert judgement_of(tmp_path, 5) == (None, None)
+    assert judgement_of(tmp_path, {"step": 5}) == (None, None)
     found = {"step": 5, "accuracy": 0.75, "photos": 1200, "judged": "validation images"}
     exports = {"step": 5, "files": {}, "results": {k: v for k, v in found.items() if k != "step"}}
     (tmp_path / "exports.json").write_text(json.dumps(exports))
-    assert judgement_of(tmp_path, 5) == judgement_of(tmp_path) == (0.75, "1,200 validation images")
+    assert judgement_of(tmp_path, {"step": 5}) == judgement_of(tmp_path) == (0.75, "1,200 validation images")
     (tmp_path / "test.json").write_text(json.dumps(found | {"accuracy": 0.8}))
-    assert judgement_of(tmp_path, 5).accuracy == 0.8
-    assert judgement_of(tmp_path, 6) == (None, None)  # of other weights
+    assert judgement_of(tmp_path, {"step": 5}).accuracy == 0.8
+    assert judgement_of(tmp_path, {"step": 6}) == (None, None)  # of other weights

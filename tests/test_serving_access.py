@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hmac
+import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import httpx
@@ -61,12 +64,21 @@ def test_a_browser_gets_a_form_that_sets_a_cookie(locked: httpx.Client) -> None:
     assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
     assert TOKEN not in cookie
     name, value = cookie.split(";")[0].split("=", 1)
-    assert name == COOKIE
+    assert name == f"{COOKIE}_{locked.base_url.port}"
     locked.cookies.clear()
     for others in ("", 'x={"a":1}; ', "a=b c; ", "flag; "):  # of other programs on this host
         assert locked.get("/health", headers={"cookie": f"{others}{name}={value}"}).status_code == 200
     for wrong in (f"{name}={value}x", f"{name}=", f"{name}={TOKEN}", "x", f'{name}="\xff"'):
         refused(locked.get("/health", headers=[(b"cookie", wrong.encode("latin-1"))]), 401)
+
+
+def test_two_servers_on_one_machine_keep_their_visitors() -> None:
+    with running(None, token=TOKEN) as client, running(None, token=TOKEN) as other:
+        addresses = [str(one.base_url).rstrip("/") for one in (client, other)]
+        for address in addresses:  # to which a browser sends the same cookies
+            assert client.post(f"{address}/enter", data={"token": TOKEN}).status_code == 303
+        statuses = [client.get(f"{address}/health").status_code for address in addresses]
+    assert statuses == [503, 503]  # loading, and not 401
 
 
 def test_the_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,8 +129,11 @@ def test_this_machine_alone_needs_no_token(host: str) -> None:
     "token", ["", "short", "a token with spaces in it", "schlüssel-schlüssel", "x" * 20 + "\n"]
 )
 def test_a_token_that_protects_nothing_is_refused(token: str) -> None:
-    with pytest.raises(FlowersError, match="at least 16 ASCII"):
+    with pytest.raises(FlowersError, match="at least 16 ASCII") as mistake:
         check_token(token, "127.0.0.1")
+    (code,) = re.findall('-c "(.*)"', str(mistake.value))
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch("[0-9a-f]{64}", made.strip())  # no "-" at its beginning, which would be an option
 
 
 # ---------------------------------------------------------------- other sites

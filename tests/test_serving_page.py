@@ -11,6 +11,7 @@ import pytest
 from serving import TOKEN, drawing, encoded, running, without
 
 from flowers_pl.data.drawings import draw_flower
+from flowers_pl.serving.guard import RequestLimits
 from flowers_pl.serving.models import ServedModel
 
 DESKTOP, PHONE = {"width": 1200, "height": 900}, {"width": 390, "height": 800}
@@ -143,6 +144,59 @@ def test_pictures_are_dropped_and_pasted(browser: Any, client: httpx.Client) -> 
             visit.page.wait_for_selector(f".about:has-text('{kind}.png')")
             visit.page.wait_for_selector(".heat[src]")
         assert visit.faults == []
+
+
+DROP = """names => {
+    for (const several of names) {
+        const transfer = new DataTransfer();
+        for (const [name, bytes] of several) transfer.items.add(new File([new Uint8Array(bytes)], name));
+        window.dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, cancelable: true}));
+    }
+}"""
+
+
+def named(*names: str) -> list[tuple[str, list[int]]]:
+    return [(name, list(drawing(number))) for number, name in enumerate(names)]
+
+
+def test_pictures_dropped_while_others_are_classified_come_after_these(
+    browser: Any, client: httpx.Client
+) -> None:
+    with Visit(browser, client, "/", DESKTOP) as visit:
+        visit.page.wait_for_function("document.querySelector('.model')?.textContent")
+        names = visit.page.locator(".many tbody td:nth-child(2)")
+        for _ in range(2):  # the second time the table begins anew
+            visit.page.evaluate(DROP, [named("a", "b"), named("c"), named("d", "e")])
+            visit.page.wait_for_selector(".state:has-text('5 of 5 pictures classified.')")
+            assert names.all_inner_texts() == ["a", "b", "c", "d", "e"]
+            assert visit.page.is_visible(".save")
+        visit.page.evaluate(DROP, [named("f"), named("g")])
+        visit.page.wait_for_selector(".state:has-text('2 of 2 pictures classified.')")
+        assert names.all_inner_texts() == ["f", "g"]
+        assert visit.page.is_visible(".save")
+        visit.page.evaluate(DROP, [named("h")])
+        visit.page.wait_for_selector(".about:has-text('h')")
+        assert visit.page.is_hidden(".save")
+        assert visit.faults == []
+
+
+@pytest.mark.slow
+def test_pictures_after_a_lost_request_are_classified(browser: Any, plain: ServedModel) -> None:
+    asked: list[int] = []
+
+    def lose(route: Any) -> None:
+        asked.append(len(asked))
+        route.abort() if asked[-1] in (0, 2, 3, 4, 5) else route.continue_()
+
+    limits = RequestLimits(max_files=1)
+    with running(plain, limits, page=True) as client, Visit(browser, client, "/", DESKTOP) as visit:
+        visit.page.route("**/classify?heatmap=false", lose)
+        visit.give(*[(name, drawing(number)) for number, name in enumerate("abc")])
+        assert "2 of 3 pictures classified." in visit.text(".state")
+        remarks = visit.page.locator(".many tbody td:nth-child(5)").all_inner_texts()
+        assert remarks[1] == "The server cannot be reached."
+        assert "reached" not in remarks[0] + remarks[2]
+        assert len(asked) == 7
 
 
 def test_a_picture_of_something_else_is_called_that_in_words(browser: Any, plain: ServedModel) -> None:

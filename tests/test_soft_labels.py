@@ -217,6 +217,7 @@ def test_the_loss_is_the_mean_of_both_cross_entropies(
     model.network.head.bias.data = torch.linspace(-1, 2, 5)
     model.trainer = OneRank()  # type: ignore[assignment]
     loss = model.training_step(batch, 0)
+    plain = model.metrics_of("train").compute()["train_loss"]
     losses = -model(batch.photos).log_softmax(1)
     one_hot = F.one_hot(batch.labels, len(data.classes))
     soft = torch.from_numpy(shares[rows])
@@ -224,6 +225,7 @@ def test_the_loss_is_the_mean_of_both_cross_entropies(
     mixed = (1 - weight) * one_hot + weight * soft
     expected = ((1 - smoothing) * mixed + smoothing / len(data.classes)) * losses
     assert torch.allclose(loss, expected.sum(1).mean(), rtol=1e-5, atol=0)
+    assert torch.allclose(plain, (one_hot * losses).sum(1).mean(), rtol=1e-5, atol=0)  # of the own labels
     hard = model.training_step(batch._replace(targets=None), 0)
     assert not torch.allclose(hard, loss, rtol=1e-2)
 

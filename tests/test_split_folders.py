@@ -18,7 +18,7 @@ from flowers_pl.data.folder import TRAIN, VAL, split_folders
 from flowers_pl.data.split import Placed, write_split
 
 SMALL = ["--data.image_size=32", "--data.batch_size=4", "--data.workers=0", "--model.weights=null"]
-SHORT = ["--unfreeze.head_epochs=1", "--unfreeze.top_epochs=0", "--trainer.accelerator=cpu"]
+SHORT = ["--unfreeze.head_epochs=1", "--unfreeze.top_epochs=0", "--trainer.accelerator=cpu", "--export=none"]
 
 
 def draw(root: Path, counts: dict[str, int]) -> Path:

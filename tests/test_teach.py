@@ -23,6 +23,7 @@ from flowers_pl.cli.teach import _default_out, _parse
 from flowers_pl.core.columns import FOLD, TEACHER_PHOTOS
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.files import read_csv, write_json
+from flowers_pl.data.batches import CachedPhotos
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.folder import TRAIN, VAL
 from flowers_pl.data.ranges import Augmentation
@@ -30,7 +31,7 @@ from flowers_pl.data.soft_labels import read_soft_labels
 from flowers_pl.data.split import Placed, write_split
 from flowers_pl.teaching import out_of_fold
 from flowers_pl.teaching.folds import fold_numbers
-from flowers_pl.teaching.loop import Recipe, _keys, train
+from flowers_pl.teaching.loop import Recipe, _keys, judge, train
 from flowers_pl.teaching.networks import LITE, OWN, Teacher, make_teacher, teacher_kind
 from flowers_pl.teaching.out_of_fold import check_table
 
@@ -292,7 +293,27 @@ def test_labels_of_the_validation_side_change_nothing(
     assert (tmp_path / "soft-right.csv").read_bytes() == (tmp_path / "soft-wrong.csv").read_bytes()
 
 
-def test_duplicates_are_judged_together(weights: Path, drawings: Path, tmp_path: Path) -> None:
+def pictures(photos: CachedPhotos, members: np.ndarray) -> set[bytes]:
+    """The pixels of some photos; copies of a photo have the same."""
+    return {picture.numpy().tobytes() for picture in photos.read(members)}
+
+
+def test_a_photo_is_judged_by_a_teacher_that_saw_neither_it_nor_a_copy_of_it(
+    weights: Path, drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[tuple[CachedPhotos, np.ndarray]] = []
+    asked: list[tuple[CachedPhotos, np.ndarray]] = []
+
+    def trained(*args: Any) -> Teacher:
+        taught.append((args[1], args[2]))
+        return train(*args)
+
+    def judged(*args: Any) -> np.ndarray:
+        asked.append((args[1], args[2]))
+        return judge(*args)
+
+    monkeypatch.setattr(out_of_fold, "train", trained)
+    monkeypatch.setattr(out_of_fold, "judge", judged)
     root = tmp_path / "copies"
     shutil.copytree(drawings, root)
     for number in range(4):
@@ -301,6 +322,12 @@ def test_duplicates_are_judged_together(weights: Path, drawings: Path, tmp_path:
     rows = {row["path"]: row for row in read_csv(tmp_path / "soft.csv")}
     copies = [rows["rose/rose_0000.png"], *(rows[f"rose/copy{number}.png"] for number in range(4))]
     assert len({row[FOLD] for row in copies}) == 1
+    assert len(taught) == len(asked) == 3
+    for (stored, seen), (photos, unseen) in zip(taught, asked, strict=True):
+        assert sorted([*seen, *unseen]) == list(range(54))
+        for size in (stored, photos):
+            assert not pictures(size, seen) & pictures(size, unseen)
+    assert sorted(np.concatenate([unseen for _, unseen in asked])) == list(range(54))
 
 
 KILLED = """

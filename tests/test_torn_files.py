@@ -11,8 +11,9 @@ import pytest
 from flowers_pl import EpochTable, FlowersError
 from flowers_pl.core.files import read_json
 from flowers_pl.core.names import EXPORTS, SPLIT, TEST_JSON
-from flowers_pl.runs import final_model, results
+from flowers_pl.runs import results
 from flowers_pl.runs.folder import rows_of, split_of
+from flowers_pl.runs.judgement import read_known
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_damaged_json_costs_the_card_what_it_held(
     (tmp_path / name).write_bytes(content)
     entries = {"step": int, "files": dict} if name == EXPORTS else {"judged": str, "photos": int}
     with caplog.at_level(logging.WARNING, "flowers_pl"):
-        assert final_model._read_known(tmp_path / name, **entries) == {}
+        assert read_known(tmp_path / name, **entries) == {}
     assert f"{name} is damaged, so the model card does not use it" in caplog.text
 
 

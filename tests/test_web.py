@@ -90,10 +90,23 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+class Redirecting(Quiet):
+    """As hosts with short addresses do."""
+
+    def do_GET(self) -> None:
+        if self.path != "/index.html":
+            super().do_GET()
+            return
+        self.send_response(308)
+        self.send_header("Location", "/")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
 @contextmanager
-def hosted(folder: Path) -> Iterator[str]:
+def hosted(folder: Path, handler: type[Quiet] = Quiet) -> Iterator[str]:
     """Serve files, and nothing else, as any host does."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -272,6 +285,15 @@ def test_the_page_works_without_a_network_and_can_be_installed(
         page.reload()
         page.wait_for_selector(".choose:enabled")
         assert give(page, "wide.png", data) == pytest.approx(model.classify(io.BytesIO(data)), abs=0.002)
+        page.goto(address + "index.html")
+        page.wait_for_selector(".choose:enabled")
+
+
+@pytest.mark.slow
+def test_the_page_works_on_a_host_that_redirects_its_name(browser: Any, folder: Path) -> None:
+    with hosted(folder, Redirecting) as address, visiting(browser, address) as page:
+        page.wait_for_selector(".offline:has-text('works without a network')")
+        page.context.set_offline(True)
         page.goto(address + "index.html")
         page.wait_for_selector(".choose:enabled")
 

@@ -68,9 +68,7 @@ def examine(
     """
     class_names, photos = list_class_files(root)
     if not photos:
-        raise FlowersError(
-            f"--data.root: the class folders of {str(root)!r} are all empty; put photos there."
-        )
+        raise FlowersError(f"--data.root: the class folders of {str(root)!r} are all empty; add photos.")
     decoded = decode_photos(root, photos, image_size, cache_dir, workers)
     decided = open_review(review, root, photos, option="--review")
     readable = _count(class_names, decoded.photos)

@@ -52,7 +52,8 @@ def render_page(findings: Findings, most: int, decisions: Sequence[Decision] = (
         undefined=StrictUndefined,
     )
     shown = _cut(sections(findings), findings.asked, most)
-    asked = list(dict.fromkeys(path for path in _paths(shown) if path in findings.asked))
+    asking = [one for one in shown if one[0].asks]  # a photo that only another section shows has no buttons
+    asked = list(dict.fromkeys(path for path in _paths(asking) if path in findings.asked))
 
     def others(number: int) -> list[str]:
         near = (findings.asked[path].neighbours.values() for path in asked)
@@ -61,7 +62,7 @@ def render_page(findings: Findings, most: int, decisions: Sequence[Decision] = (
     pictures, rung = make_pictures(Path(findings.root), asked, others, size - PAGE)
     listed = list(dict.fromkeys([*asked, *others(rung.neighbours)]))
     number_of = {path: number for number, path in enumerate(listed)}
-    data = _data(findings, shown, number_of, rung.neighbours, decisions)
+    data = _data(findings, shown, asked, number_of, rung.neighbours, decisions)
     script, style = _read("decisions.js") + "\n" + _read("page.js"), _read("page.css")
     return environment.get_template("page.html.jinja").render(
         findings=findings,
@@ -102,12 +103,13 @@ def _cut(every: Iterable[Section], asked: dict[str, Asked], most: int) -> list[S
 def _data(
     findings: Findings,
     shown: Sequence[Shown],
+    paths_asked: Sequence[str],
     number_of: dict[str, int],
     neighbours: int,
     decisions: Sequence[Decision],
 ) -> dict[str, Any]:
     """Return what the script works on: photos and classes by number, texts printable, cells as in a CSV."""
-    asked = {path: findings.asked[path] for path in number_of if path in findings.asked}
+    asked = {path: findings.asked[path] for path in paths_asked}
     classes = list(findings.readable)
     number = {label: index for index, label in enumerate(classes)}
     suspects = {one.path: number[one.likely] for one in findings.labels.suspects} if findings.labels else {}

@@ -175,6 +175,7 @@ window.addEventListener("storage", (event) => { // the same page in another tab
 });
 
 function clicked(event, photo) {
+  if (event.detail > 1) return; // the second click of a double one: another photo is there now
   const button = event.target.closest("button[data-action]");
   if (button) decide(photo, button.dataset.action, Number(button.dataset.label));
 }
@@ -204,6 +205,7 @@ byId("sections").addEventListener("click", (event) => {
     if (touch.matches) byId("view").classList.add("open");
     return;
   }
+  if (event.detail > 1) return; // as in clicked(): the rows may have moved
   move(place);
   decide(places[place][1], button.dataset.action, Number(button.dataset.label));
 });

@@ -64,6 +64,7 @@ def make_pictures(
     Returns:
         WebP in base64 by path, for the photos that can be read, and the rung.
     """
+    large = set(asked)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def encode(paths: Sequence[str], side: int, quality: int) -> dict[str, str]:
@@ -71,7 +72,7 @@ def make_pictures(
             return {path: text for path, text in zip(paths, files, strict=True) if text}
 
         for rung in LADDER:
-            small = [path for path in dict.fromkeys(others(rung.neighbours)) if path not in set(asked)]
+            small = [path for path in dict.fromkeys(others(rung.neighbours)) if path not in large]
             small = small if rung.small_side else []
             kinds = ((asked, rung.side, rung.quality), (small, rung.small_side, rung.small_quality))
             last = rung is LADDER[-1]

@@ -8,6 +8,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+import flowers_pl
 from flowers_pl.cli.commands import RUN_NAME, SUMMARIES
 from flowers_pl.cli.mistakes import nearest
 from flowers_pl.core.errors import FlowersError
@@ -44,6 +45,9 @@ def main(args: list[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else list(args)
     if args[:1] in (["-h"], ["--help"]):
         show(HELP)
+        sys.exit(0)
+    if args[:1] == ["--version"]:
+        show(flowers_pl.__version__)
         sys.exit(0)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it can do without a folder for its cache
     from flowers_pl.cli.messages import quieten  # takes seconds, because of torch and Lightning

@@ -100,7 +100,7 @@ def audit(
     if apply is not None or to is not None:
         _apply(data.root, apply, to)
         return
-    _check(data, output, write, most)
+    _check(data, output, write, most, review)
     network = _network(model.weights)
     findings = examine(
         Path(data.root), network, data.image_size, data.split, data.val_fraction, data.split_seed,
@@ -148,11 +148,13 @@ def _apply(root: str, review: str | None, to: str | None) -> None:
     copy_clean(Path(root), review, Path(to))
 
 
-def _check(data: AuditData, output: str, write: str | None, most: int) -> None:
+def _check(data: AuditData, output: str, write: str | None, most: int, review: str | None) -> None:
     """Refuse at once what would fail at the end or do harm."""
     check_settings(data.image_size, data.val_fraction, data.workers)
     if most < 0:
         raise FlowersError(f"--most must be 0 or more, not {most}.")
+    if review is not None:
+        read_review(review, "--review")
     class_folders(data.root)
     root = Path(data.root).resolve()
     for option, file in (("--output", output), ("--write", write)):

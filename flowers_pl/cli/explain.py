@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from flowers_pl.training.checkpoint_files import newest_best, read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
 
 log = logging.getLogger(__name__)
+SHOWN = 160  # pixels a side of a photo in the grid
 
 
 def explain(
@@ -64,8 +65,8 @@ def explain(
     model = FlowerClassifier.load(ckpt)
     folder = ckpt.parent / "gradcam"
     check_writable(folder)
-    names, photos, truths = _to_explain(ckpt, model, images, most)
-    explained = explain_photos(model, photos, truths, target, method, layer)
+    names, photos, squares, truths = _to_explain(ckpt, model, images, most, each)
+    explained = explain_photos(model, photos, truths, target, method, layer, squares)
     save_figure(explanation_figure(explained[0], names[0]), folder / "example.png")
     title = f"{method}, {plural(len(explained), 'image')}"
     if target is not None:
@@ -80,7 +81,9 @@ def explain(
     for old in ("explain.json", "faithfulness.png"):  # of other photos, perhaps
         (folder / old).unlink(missing_ok=True)
     if faithfulness:
-        _measure(model, photos[:faithfulness], target, method, layer, folder)
+        rows = np.linspace(0, len(photos) - 1, min(faithfulness, len(photos))).round().astype(int).tolist()
+        targets = [model.classes.index(explained[row].target) for row in rows]
+        _measure(model, squares[rows], targets, method, layer, folder)
     log_pictures(folder)
     log.info("%s explained by %s of %s: %s.", plural(len(explained), "image"), method, ckpt, folder)
 
@@ -94,10 +97,10 @@ def _name_of_picture(path: str) -> str:
 
 
 def _to_explain(
-    ckpt: Path, model: FlowerClassifier, images: str | None, most: int
-) -> tuple[list[str], list[Tensor], list[str | None]]:
-    """Names, photos at their own size, and classes where they are known: those of the run's split, or of the
-    folders that photos lie in."""
+    ckpt: Path, model: FlowerClassifier, images: str | None, most: int, whole: bool
+) -> tuple[list[str], list[Tensor], Tensor, list[str | None]]:
+    """Return names, photos for the figures (the first, or all, at their own size), photos for the model, and
+    classes where they are known: those of the run's split, or of the folders that photos lie in."""
     if images is None:
         placed, root = split_of(ckpt), folder_of(read_checkpoint(ckpt)[KEY]["data"]["root"])
         validating = [one for one in placed if one.side == (VAL if model.refit is None else TRAIN)]
@@ -107,24 +110,27 @@ def _to_explain(
     else:
         label_of = {}
         root, paths = list_pictures(images, "--images")
-        paths = paths[:most]
     known = {nfc(name): name for name in model.classes}
-    names, photos, truths = [], [], []
-    for path, photo in readable_photos(root, paths):
-        photos.append(photo)
+    names: list[str] = []
+    photos: list[Tensor] = []
+    squares: list[Tensor] = []
+    truths: list[str | None] = []
+    for path, photo in itertools.islice(readable_photos(root, paths), most):
+        photos.append(photo if whole or not photos else resize_photo(photo, SHOWN))
+        squares.append(resize_photo(photo, model.image_size))
         names.append(path)
         truths.append(label_of.get(path) or known.get(nfc((root / path).parent.name)))
     if not photos:
         raise FlowersError(
             f"--images: nothing in {images or str(root)!r} can be read as a photo; give others."
         )
-    return names, photos, truths
+    return names, photos, torch.stack(squares), truths
 
 
 def _measure(
     model: FlowerClassifier,
-    photos: Sequence[Tensor],
-    target: str | None,
+    squares: Tensor,
+    targets: list[int],
     method: str,
     layer: str | None,
     folder: Path,
@@ -132,9 +138,7 @@ def _measure(
     from flowers_pl.explain.faithfulness import faithfulness
     from flowers_pl.explain.figures import faithfulness_figure
 
-    log.info("Measuring on %s how far the maps can be trusted …", plural(len(photos), "image"))
-    squares = torch.stack([resize_photo(photo, model.image_size) for photo in photos])
-    targets = None if target is None else [model.classes.index(target)] * len(photos)
+    log.info("Measuring on %s how far the maps can be trusted …", plural(len(squares), "image"))
     measured = faithfulness(model, squares, targets, method, layer)
     write_json(folder / "explain.json", measured)
     save_figure(faithfulness_figure(measured), folder / "faithfulness.png")

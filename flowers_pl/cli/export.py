@@ -9,7 +9,9 @@ from flowers_pl.cli.options import run_function
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.names import RUNS
 from flowers_pl.core.paths import check_writable
+from flowers_pl.packs.remote import is_address
 from flowers_pl.runs.final_model import find_photos, write_final
+from flowers_pl.runs.judgement import results_of
 from flowers_pl.runs.web import write_web
 from flowers_pl.training.checkpoint_files import newest_best
 from flowers_pl.training.classifier import FlowerClassifier
@@ -46,14 +48,14 @@ def export(
         raise FlowersError(f"--out: the file for --format {format} must end in {suffix}; {out!r} does not.")
     file = Path(out) if out else ckpt.parent / ("web" if format == "web" else f"final{suffix}")
     check_writable(file if format == "web" else file.parent, "--out" if out else "")
-    if root is not None and not Path(root).is_dir():
+    if root is not None and not (is_address(root) or Path(root).is_dir()):
         raise FlowersError(f"--root: there is no folder {root!r}; give that of the training photos.")
     model = FlowerClassifier.load(ckpt)
     folder, placed = find_photos(ckpt, root)
     if format == "web":
         write_web(model, ckpt, file, folder, placed, Path(runtime) if runtime else None, quantize)
     else:
-        write_final(model, ckpt, file, folder, placed, quantize=quantize)
+        write_final(model, ckpt, file, folder, placed, quantize=quantize, results=results_of(ckpt))
 
 
 def run(args: list[str]) -> None:

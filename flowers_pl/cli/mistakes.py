@@ -118,10 +118,22 @@ def _words(kind: Any) -> Iterator[str]:
             yield from _words(part)
     elif get_origin(kind) is Literal:
         yield from map(str, get_args(kind))
+    elif get_origin(kind) is list:
+        yield """a list such as '["a", "b"]'"""
     elif kind in WORDS:
         yield WORDS[kind]
     elif isinstance(kind, type):
         yield f"a {kind.__name__}"
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes no text for a date, as jsonargparse's loader does not."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [one for one in resolvers if one[0] != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _check_config(
@@ -133,7 +145,7 @@ def _check_config(
     source = "--config" if inline else f"--config: {value!r}"
     try:
         text = value if inline else path.read_text(encoding="utf-8")
-        settings = yaml.safe_load(text)
+        settings = yaml.load(text, _Loader)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise FlowersError(f"{source} cannot be read ({reason}); give a YAML file.") from error

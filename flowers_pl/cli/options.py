@@ -13,7 +13,8 @@ from operator import or_
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from jsonargparse import ArgumentParser, Namespace
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_dumper
 from lightning import Trainer
 from torchvision.models import MobileNet_V2_Weights
 
@@ -28,7 +29,7 @@ PATHS = (
     "data.root", "data.exclude", "data.review", "data.soft_labels", "data.split", "data.test_root",
     "data.predict_root", "data.cache_dir", "model.weights", "teacher_weights", "ckpt_path", "refit",
     "exported", "out", "root", "images", "output", "write", "review", "apply", "to",
-    "certfile", "keyfile",
+    "certfile", "keyfile", "runtime",
 )  # fmt: skip
 NAMES = {"grouped", "notebook", *MobileNet_V2_Weights.__members__}  # that stand where a path may
 PROGRAM = "python -m flowers_pl"
@@ -39,6 +40,18 @@ RECIPE = {
     "trainer.deterministic": "warn",
     "trainer.enable_model_summary": False,
 }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that jsonargparse would read as numbers, such as a run called 12e4567."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+set_dumper("yaml", lambda data: yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 class Options:

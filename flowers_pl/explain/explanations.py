@@ -50,6 +50,7 @@ def explain_photos(
     target: str | None = None,
     method: str = "gradcam",
     layer: str | None = None,
+    squares: Tensor | None = None,
 ) -> list[Explained]:
     """Predict photos of any size, and compute the heat maps that explain the predictions.
 
@@ -68,6 +69,7 @@ def explain_photos(
         target: the class that the maps are for; None for each photo's likeliest.
         method: as in `class_activation_maps`.
         layer: likewise.
+        squares: uint8 (N, 3, size, size), the photos at the model's size; None to make them of `photos`.
 
     Raises:
         FlowersError: there is no such target, method or layer.
@@ -76,7 +78,8 @@ def explain_photos(
         raise FlowersError(f"--target must be one of {', '.join(model.classes)}, not {target!r}.")
     if not photos:
         return []
-    squares = torch.stack([resize_photo(photo, model.image_size) for photo in photos])
+    if squares is None:
+        squares = torch.stack([resize_photo(photo, model.image_size) for photo in photos])
     with copied_network(model) as (network, _), torch.no_grad():
         batches = torch.split(normalised(model, squares), BATCH)
         shares = torch.cat([model.probabilities(batch, network) for batch in batches]).cpu().numpy()

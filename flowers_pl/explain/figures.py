@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from textwrap import fill
 from typing import Any
 
@@ -24,6 +25,7 @@ from flowers_pl.explain.explanations import Explained
 HEAT_MEANS = "evidence for the class (1: the strongest in this photo)"
 STRIP = 256  # rows of a photo that are coloured at a time
 DISPLAYED = 1600  # pixels of the longer side of a photo in a figure
+ROWS = 50  # of a grid, one for each class
 HEAT = "turbo"  # blue is cold and red is hot, as readers of heat maps expect; smoother than jet
 
 
@@ -126,6 +128,7 @@ def grid_figure(
         name: [each for each in explained if (each.truth or each.predicted) == name] for name in classes
     }
     rows = {name: _choose_for_row(photos, columns) for name, photos in members.items() if photos}
+    rows = dict(islice(rows.items(), ROWS))
     across = max(map(len, rows.values()), default=1)
     figure = new_figure(3.4 * across + 0.5, 2 * max(len(rows), 1) + 1.1)
     grid = figure.subplots(max(len(rows), 1), across, squeeze=False)

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import flowers_pl
 from flowers_pl.core.text import printable
-from flowers_pl.data.folder import REVIEWED, TRAIN, VAL
+from flowers_pl.data.folder import REVIEWED, SIDES, TRAIN, VAL
 from flowers_pl.data.reviews import ACTIONS, EXCLUDE, in_words
 from flowers_pl.data.split import Placed
 
@@ -60,6 +60,7 @@ def model_card(
     data, files = facts["data"], files or {}
     # Each kind of file is shown in use once, by the shortest name: final.onnx, not final_int8.onnx.
     shown = {PurePath(name).suffix: name for name in sorted(files, key=len, reverse=True)}
+    by_folders = data.get("split") == "grouped" and _is_split_by_folders(placed)
     environment = Environment(
         loader=PackageLoader("flowers_pl", "export"),
         trim_blocks=True,
@@ -83,7 +84,8 @@ def model_card(
         root=PurePath(data.get("root", "")).name,
         split=data.get("split", ""),
         split_seed=data.get("split_seed"),
-        val_share=f"{data.get('val_fraction', 0):.0%}",
+        by_folders=by_folders,
+        val_share=f"{_val_share(data, placed, by_folders):.0%}",
         counts=list(_counts(facts["classes"], placed)) if placed else [],
         reviewed=_reviewed(facts),
         left_out=_left_out(num_left_out, facts.get("left_out", {})),
@@ -100,6 +102,20 @@ def model_card(
         results=results,
         measures=list(_measures(results or {})),
     )
+
+
+def _is_split_by_folders(placed: Sequence[Placed]) -> bool:
+    """Return whether the root's folders, such as train and val, are the split."""
+    sides = {SIDES.get(photo.path.partition("/")[0].lower()): photo.side for photo in placed}
+    return None not in sides and VAL in sides
+
+
+def _val_share(data: Mapping[str, Any], placed: Sequence[Placed], by_folders: bool) -> float:
+    """Return the share of the photos that validate: what was asked for, or what a list or folders came to."""
+    drawn = data.get("split") in ("", "grouped", "notebook") and not by_folders
+    if drawn or not placed:
+        return float(data.get("val_fraction", 0))
+    return sum(photo.side == VAL for photo in placed) / len(placed)
 
 
 def sealed(card: str) -> str:

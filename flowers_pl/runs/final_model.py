@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from flowers_pl.core.errors import FlowersError
-from flowers_pl.core.files import read_json, replacing, write_json
+from flowers_pl.core.files import replacing, write_json
 from flowers_pl.core.names import CARD, EXPORTS, KEY, LEFT_OUT, NEW_CARD, SPLIT, TEST_JSON
 from flowers_pl.core.system import processor
 from flowers_pl.core.text import plural
@@ -21,6 +21,7 @@ from flowers_pl.data.packed import folder_of
 from flowers_pl.data.split import Placed
 from flowers_pl.packs.roots import is_remote
 from flowers_pl.runs.folder import any_there, readable_photos, rows_of, settings_of, split_of
+from flowers_pl.runs.judgement import identity_of, is_of, read_known
 from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
 from flowers_pl.training.weight_average import AVERAGE
@@ -185,7 +186,7 @@ def write_card(
 ) -> None:
     """Write the model card of a checkpoint and of all that was exported from it.
 
-    What was measured of other weights than the checkpoint's is left out of the card and named in the log. A
+    What was measured of another model than the checkpoint's is left out of the card and named in the log. A
     card that a person has changed is kept, and the new one is written beside it.
 
     Args:
@@ -198,21 +199,20 @@ def write_card(
     from flowers_pl.export.model_card import model_card, sealed
 
     checkpoint, listed = read_checkpoint(ckpt), folder / EXPORTS
-    step, refit = checkpoint["global_step"], checkpoint[KEY].get("refit_of")
-    before = _read_known(listed, step=int, files=dict)
-    tested = _read_known(ckpt.parent / TEST_JSON, judged=str, photos=int)
-    if before.get("step", step) != step:
+    identity, refit = identity_of(checkpoint), checkpoint[KEY].get("refit_of")
+    before = read_known(listed, step=int, files=dict)
+    tested = read_known(ckpt.parent / TEST_JSON, judged=str, photos=int)
+    if not is_of(before, identity):
         for name in before["files"].keys() - files.keys():
             if (folder / name).exists():
-                log.warning("%s has other weights than %s; export it again.", folder / name, ckpt)
+                log.warning("%s is of another model than %s; export it again.", folder / name, ckpt)
         before = {}
-    if tested.get("step", step) != step:
-        log.warning("%s is of other weights than %s; run 'test' again.", ckpt.parent / TEST_JSON, ckpt)
+    if not is_of(tested, identity):
+        log.warning("%s is of another model than %s; run 'test' again.", ckpt.parent / TEST_JSON, ckpt)
         tested = {}
     every = {**before.get("files", {}), **files}
     results = results or before.get("results") or (refit and refit["results"])
-    written = {"step": step, "files": every, "results": results}
-    write_json(listed, written)
+    write_json(listed, {**identity, "files": every, "results": results})
     card = model_card(
         checkpoint[KEY] | {"average": checkpoint.get(AVERAGE, {}).get("decay", 0)},
         checkpoint["hyper_parameters"],
@@ -237,64 +237,3 @@ def _place_of_card(folder: Path) -> Path:
         card, folder / NEW_CARD,
     )  # fmt: skip
     return folder / NEW_CARD
-
-
-def results_of(ckpt: Path) -> dict[str, Any] | None:
-    """Return how a checkpoint was evaluated, by `test` or else at the end of its run: the numbers for a card,
-    and what they were measured on; None where that is not known."""
-    folder, step = ckpt.parent, read_checkpoint(ckpt)["global_step"]
-    tested = _read_known(folder / TEST_JSON, judged=str, photos=int)
-    exported = _read_known(folder / EXPORTS, step=int, files=dict)
-    for source, results in ((tested, tested), (exported, exported.get("results"))):
-        if results and source.get("step", step) == step:
-            return {
-                name: value
-                for name, value in results.items()
-                if name == "intervals" or isinstance(value, str | int | float)
-            }
-    return None
-
-
-class Judgement(NamedTuple):
-    """How good a model is.
-
-    Args:
-        accuracy: share of photos that it classified correctly; None where that was not measured.
-        judged_on: which photos these were, in words; None likewise.
-    """
-
-    accuracy: float | None = None
-    judged_on: str | None = None
-
-
-def judgement_of(folder: Path, step: int | None = None) -> Judgement:
-    """Return what the card in a folder says of how good a model is.
-
-    Args:
-        folder: of the checkpoint or the exported file.
-        step: of the weights; None for those that were exported.
-    """
-    exports = _read_known(folder / EXPORTS, step=int, files=dict)
-    step = exports.get("step") if step is None else step
-    tested = _read_known(folder / TEST_JSON, judged=str, photos=int, accuracy=float)
-    for found in (tested, (exports.get("results") or {}) | {"step": exports.get("step")}):
-        if step is not None and found.get("step") == step and isinstance(found.get("accuracy"), float):
-            judged = str(found.get("judged", "images"))
-            before, of, place = judged.partition("images of ")
-            public = f"{of}{Path(place).name}" if of and not before else judged  # no path of this machine
-            return Judgement(found["accuracy"], f"{found.get('photos', 0):,} {public}")
-    return Judgement()
-
-
-def _read_known(file: Path, **entries: type) -> dict[str, Any]:
-    """Read a file that `write_card` or `test` wrote; return nothing where it is missing or damaged."""
-    if not file.is_file():
-        return {}
-    try:
-        content = read_json(file)
-        if all(isinstance(content[name], kind) for name, kind in entries.items()):
-            return content
-    except (OSError, ValueError, LookupError, TypeError):  # no JSON, or other JSON
-        pass
-    log.warning("%s is damaged, so the model card does not use it.", file)
-    return {}

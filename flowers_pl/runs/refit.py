@@ -9,7 +9,7 @@ from typing import Any
 
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.names import BEST, CONFIG, KEY, METRICS, SPLIT
-from flowers_pl.runs.final_model import results_of
+from flowers_pl.runs.judgement import results_of
 from flowers_pl.runs.tables import read_table
 from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.refit import Refit

@@ -24,6 +24,7 @@ from flowers_pl.evaluation.predictions import prediction_rows, write_predictions
 from flowers_pl.evaluation.report import Report, evaluate
 from flowers_pl.network.answers import Temperature
 from flowers_pl.runs.folder import readable_photos
+from flowers_pl.runs.judgement import identity_of
 from flowers_pl.runs.tables import read_table
 from flowers_pl.runs.tensorboard import has_tensorboard
 from flowers_pl.training.checkpoint_files import read_checkpoint
@@ -103,7 +104,7 @@ def write_report(
         fitted_here=data.test_root is None,
     )
     write_predictions(run / PREDICTIONS, rows, class_names)
-    origin = {"checkpoint": str(ckpt), "step": checkpoint["global_step"]}
+    origin = {"checkpoint": str(ckpt), **identity_of(checkpoint)}
     write_json(run / TEST_JSON, origin | report.as_dict())
     (run / TEST_TEXT).write_text(report.text() + "\n", encoding="utf-8")
     mistakes = [
@@ -128,10 +129,11 @@ def _draw_report(
     save_figure(figures.confusion_matrix(report.confusion, report.classes), plots / "confusion_matrix.png")
     save_figure(figures.reliability_diagram(report), plots / "reliability.png")
     mistake_of = {mistake[0].path: mistake for mistake in mistakes}
-    pictures = dict(itertools.islice(readable_photos(root, mistake_of), 16))
+    photos = itertools.islice(readable_photos(root, mistake_of), 16)
+    pictures = {path: resize_photo(photo, 160) for path, photo in photos}
     shown = [mistake_of[path] for path in pictures]
     figure = figures.misclassified(
-        [resize_photo(picture, 160).permute(1, 2, 0).numpy() for picture in pictures.values()],
+        [picture.permute(1, 2, 0).numpy() for picture in pictures.values()],
         [photo.label for photo, _, _ in shown],
         [label for _, label, _ in shown],
         [share for _, _, share in shown],

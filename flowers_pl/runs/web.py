@@ -9,15 +9,8 @@ from tempfile import TemporaryDirectory
 
 import flowers_pl
 from flowers_pl.data.split import Placed
-from flowers_pl.runs.final_model import (
-    Judgement,
-    check_calibration,
-    compare,
-    judgement_of,
-    results_of,
-    write_card,
-    write_int8,
-)
+from flowers_pl.runs.final_model import check_calibration, compare, write_card, write_int8
+from flowers_pl.runs.judgement import Judgement, identity_of, judgement_of, results_of
 from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
 
@@ -65,12 +58,15 @@ def write_web(
             file = file.with_name(name)
         else:
             log.info("%s: %s", MODEL, measured)
-        good = judgement_of(ckpt.parent, read_checkpoint(ckpt)["global_step"])
+        good = judgement_of(ckpt.parent, identity_of(read_checkpoint(ckpt)))
         good = Judgement() if quantize else good  # which is of the weights before they were rounded
         name = ckpt.resolve().parent.name
         facts = page_facts(name, model.classes, model.image_size, *good, flowers_pl.__version__)
         size = write_page(folder, file.read_bytes(), facts, files)
-    write_card(folder, ckpt, placed, {MODEL: measured}, results_of(ckpt))
+    results = results_of(ckpt)
+    if quantize and results is not None:
+        results |= {"judged": f"{results['judged']}, before the weights were rounded to 8 bits"}
+    write_card(folder, ckpt, placed, {MODEL: measured}, results)
     log.info(
         "The page has %.1f MB; try it with 'python -m http.server --directory %s', then put the folder on any"
         " host of files.",

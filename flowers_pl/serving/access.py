@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 from flowers_pl.core.errors import FlowersError
 from flowers_pl.serving.refusals import Receive, Refusal, Scope, header
 
-COOKIE = "flowers_pl_session"
+COOKIE = "flowers_pl_session"  # and the port
 ENTER = "/enter"  # where the form goes
 MIN_TOKEN = 16  # characters: what cannot be guessed over a network
 MAX_FORM = 4096  # bytes
@@ -44,7 +44,7 @@ def check_token(token: str | None, host: str) -> None:
     if len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise FlowersError(
             f"--token must be at least {MIN_TOKEN} ASCII characters without spaces; make one with"
-            " 'python -c \"import secrets; print(secrets.token_urlsafe())\"'."
+            " 'python -c \"import secrets; print(secrets.token_hex(32))\"'."
         )
 
 
@@ -113,7 +113,7 @@ class Access:
         token = parse_qs(data[:MAX_FORM].decode("latin-1")).get("token", [""])[0]
         if not self._is_token(token):
             return self._unknown(scope, "That is not the token.")
-        cookie = f"{COOKIE}={self._session.decode()}; HttpOnly; SameSite=Strict; Path=/"
+        cookie = f"{_cookie_name(scope)}={self._session.decode()}; HttpOnly; SameSite=Strict; Path=/"
         cookie += "; Secure" if self._secure else ""
         return Refusal(303, "", [("location", "/"), ("set-cookie", cookie)], page="")
 
@@ -132,8 +132,9 @@ class Access:
         scheme, _, given = (header(scope, b"authorization") or "").partition(" ")
         if scheme.lower() == "bearer" and self._is_token(given.strip()):
             return True
+        own = _cookie_name(scope)
         pairs = (part.strip().partition("=") for part in (header(scope, b"cookie") or "").split(";"))
-        shown = next((value for name, _, value in pairs if name == COOKIE), "")  # whatever others look like
+        shown = next((value for name, _, value in pairs if name == own), "")  # whatever others look like
         return hmac.compare_digest(shown.encode("utf-8", "replace"), self._session)
 
     def _is_token(self, given: str) -> bool:
@@ -151,6 +152,12 @@ class Access:
             [("www-authenticate", "Bearer")],
             page,
         )
+
+
+def _cookie_name(scope: Scope) -> str:
+    """Name the cookie by the server's port: browsers send a host's cookies to all servers there."""
+    _, port = scope.get("server") or ("", None)
+    return f"{COOKIE}_{port}"
 
 
 def _hostname(host: str) -> str:

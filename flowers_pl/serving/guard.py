@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from flowers_pl.serving.access import Access
 from flowers_pl.serving.refusals import App, Message, Receive, Refusal, Scope, Send, header
 
-OWN = ("/classify", "/health", "/model", "/docs", "/openapi.json", "/static-offline-docs/")
+CLASSIFY = "/classify"
+OWN = (CLASSIFY, "/health", "/model", "/docs", "/openapi.json", "/static-offline-docs/")
 # Of Gradio's routes only those that send the page: all that is computed goes through /classify. The others
 # take names of files on the server, addresses to fetch, uploads to keep, or code.
 PAGE = ("/", "/config", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json", "/assets/", "/static/")
@@ -41,8 +42,8 @@ class RequestLimits:
     Args:
         max_bytes: of a request.
         max_files: pictures in a request.
-        max_requests: under way at a time; half as many from one address, and their bodies together at most
-            eight times `max_bytes`.
+        max_requests: classifications under way at a time; half as many from one address, and their bodies
+            together at most eight times `max_bytes`.
     """
 
     max_bytes: int = 64 * 2**20
@@ -61,7 +62,7 @@ class Guard:
 
     def __init__(self, app: App, access: Access, limits: RequestLimits) -> None:
         self.app, self.access, self.limits = app, access, limits
-        self.under_way: Counter[str] = Counter()  # requests by address
+        self.under_way: Counter[str] = Counter()  # classifications by address
         self.forms: Counter[str] = Counter()  # likewise
         self.held = 0  # bytes of bodies
 
@@ -74,7 +75,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         enters, reply = self.access.enters(scope), _Reply(send)
-        under_way, most = (self.forms, MAX_FORMS) if enters else (self.under_way, self.limits.max_requests)
+        under_way, most = self._counted(scope, enters)
         body = _Body(receive, self, FORM_SECONDS if enters else BODY_SECONDS)
         address = (scope.get("client") or ("",))[0]
         try:
@@ -116,6 +117,17 @@ class Guard:
         if body.refusal is not None and not reply.started:
             await body.drain()
             await body.refusal.send(reply)
+
+    def _counted(self, scope: Scope, enters: bool) -> tuple[Counter[str], int]:
+        """Return what a request is counted with, and how many of these are taken.
+
+        What a page or a probe asks for counts with nothing, for it must come however much is classified.
+        """
+        if enters:
+            return self.forms, MAX_FORMS
+        if scope["path"] == CLASSIFY:
+            return self.under_way, self.limits.max_requests
+        return Counter(), 1
 
     def _check_room(self, scope: Scope, under_way: Counter[str], most: int, address: str) -> None:
         length = header(scope, b"content-length") or ""

@@ -16,7 +16,7 @@ from flowers_pl.core.names import KEY
 from flowers_pl.core.system import best_precision
 from flowers_pl.data.batches import Batch
 from flowers_pl.network.answers import whole_backbone
-from flowers_pl.runs.final_model import Judgement, judgement_of
+from flowers_pl.runs.judgement import Judgement, identity_of, judgement_of
 from flowers_pl.training.checkpoint_files import read_checkpoint
 from flowers_pl.training.classifier import DTYPES, FlowerClassifier
 
@@ -78,7 +78,7 @@ def open_checkpoint(path: Path) -> ServedModel:
     def explain(photos: Tensor, targets: list[int]) -> np.ndarray:
         return class_activation_maps(model, photos, targets)
 
-    judgement = judgement_of(path.parent, checkpoint["global_step"])
+    judgement = judgement_of(path.parent, identity_of(checkpoint))
     name = path.resolve().parent.name
     return _warmed(
         ServedModel(name, model.classes, model.image_size, judgement, frozen.chunk, compute, explain)

@@ -7,6 +7,8 @@ const percent = (share) => (100 * share).toFixed(1) + " %";
 let classes = [];
 let rows = [];  // {file, address, answer}
 let selected = null;
+let calls = 0;  // of `take` whose pictures are not all in the table yet
+let given = 0;  // pictures that the table will have
 let waiting = Promise.resolve();  // pictures that come while others are classified wait for them
 
 function say(text) { find(".state").textContent = text; }
@@ -16,7 +18,7 @@ async function ask(path, options) {
   try {
     response = await fetch(path, { credentials: "same-origin", ...options });
   } catch {
-    throw new Error("The server cannot be reached.");
+    return { status: 0, answer: { error: "The server cannot be reached." } };
   }
   let answer;
   try { answer = await response.json(); } catch { answer = { error: `The server answers ${response.status}.` }; }
@@ -37,13 +39,14 @@ async function showModel() {
   }
 }
 
-// Send files, a few in a request; a server that is busy is asked again. A refusal says nothing about the files.
+// Send files, a few in a request; a server that is busy, or was not reached, is asked again. A refusal says nothing
+// about the files.
 async function classify(files, heat) {
   const form = new FormData();
   for (const file of files) form.append("files", file, file.name || "picture");
-  for (let attempt = 0; ; attempt++) {
+  for (let busy = 0, lost = 0; ;) {
     const { status, answer } = await ask(`/classify?heatmap=${heat}`, { method: "POST", body: form });
-    if ((status === 429 || status === 503) && attempt < 20) {
+    if (status === 0 ? lost++ < 3 : (status === 429 || status === 503) && busy++ < 20) {
       await new Promise((later) => setTimeout(later, 1000));
       continue;
     }
@@ -90,17 +93,23 @@ function* batches(files) {
 }
 
 function take(files) {
-  if (files.length) waiting = waiting.then(() => answer(files));
+  if (!files.length) return;
+  const anew = calls === 0;
+  calls += 1;
+  given = anew ? files.length : given + files.length;
+  waiting = waiting.then(() => answer(files, anew));
 }
 
-async function answer(files) {
-  rows.forEach((row) => URL.revokeObjectURL(row.address));
-  rows = []; selected = null;
-  find("tbody").replaceChildren();
-  find(".many").hidden = files.length < 2;
+async function answer(files, anew) {
+  if (anew) {
+    rows.forEach((row) => URL.revokeObjectURL(row.address));
+    rows = []; selected = null;
+    find("tbody").replaceChildren();
+  }
+  find(".many").hidden = given < 2;
   try {
     for (const batch of batches(files)) {
-      say(`${rows.length} of ${files.length} pictures classified …`);
+      say(`${rows.length} of ${given} pictures classified …`);
       const answers = await classifyReadable(batch, files.length === 1);
       batch.forEach((file, index) => {
         rows.push({ file, address: URL.createObjectURL(file), answer: answers[index] });
@@ -109,10 +118,12 @@ async function answer(files) {
       if (selected === null) await select(0);
     }
     const read = rows.filter((row) => !row.answer.error), [first] = read;
-    if (files.length > 1) say(`${read.length} of ${files.length} pictures classified.`);
+    if (given > 1) say(`${read.length} of ${given} pictures classified.`);
     else say(first ? `${first.answer.label}, ${percent(first.answer.probabilities[first.answer.label])}` : "");
   } catch (error) {
     say(error.message);
+  } finally {
+    calls -= 1;
   }
 }
 

@@ -15,6 +15,7 @@ from flowers_pl.core.errors import FlowersError
 from flowers_pl.core.screen import show
 from flowers_pl.data.formats import Limits, set_limits
 from flowers_pl.serving.access import Access, check_token
+from flowers_pl.serving.connections import Connection
 from flowers_pl.serving.engine import Engine
 from flowers_pl.serving.guard import Guard, RequestLimits
 from flowers_pl.serving.models import ServedModel
@@ -70,6 +71,7 @@ def serve(
     app = Guard(add_page(make_service(loaded, limits), limits), access, limits)
     config = uvicorn.Config(
         app,
+        http=Connection,
         log_config=None,
         log_level="error",
         access_log=False,

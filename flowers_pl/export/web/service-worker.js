@@ -19,5 +19,10 @@ self.addEventListener("activate", (event) => {
 self.addEventListener("fetch", (event) => {
   if (event.request.method !== "GET" || !event.request.url.startsWith(self.registration.scope)) return;
   event.respondWith(caches.open(CACHE).then((cache) => cache.match(event.request, { ignoreSearch: true }))
-    .then((kept) => kept ?? fetch(event.request)));
+    .then((kept) => kept ? unredirected(kept) : fetch(event.request)));
 });
+
+// Some hosts redirect index.html to ./, and browsers take no redirected response for a page.
+function unredirected(kept) {
+  return kept.redirected ? new Response(kept.body, kept) : kept;
+}
