@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import flowers_pl
+from flowers_pl.cli.app import HELP
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -75,7 +76,7 @@ def test_every_option_exists(page: Path, options: dict[str, set[str]]) -> None:
     text = page.read_text()
     for command, given in commands(text):
         assert given <= options[command], f"{command} has no {given - options[command]}"
-    known = FOREIGN.union(*options.values())
+    known = FOREIGN.union(OPTION.findall(HELP), *options.values())
     if page.parent.name == "benchmarks":
         known |= set(OPTION.findall(" ".join(path.read_text() for path in page.parent.glob("*.py"))))
     assert set(OPTION.findall(text)) <= known

@@ -26,7 +26,7 @@ from flowers_pl.data.cache import decode_photos
 from flowers_pl.data.datamodule import FlowersDataModule
 from flowers_pl.data.decoding import read_photo
 from flowers_pl.data.drawing_folder import write_drawings
-from flowers_pl.data.folder import list_photos, split_folders
+from flowers_pl.data.folder import list_photos, list_pictures, split_folders
 from flowers_pl.data.packed import ShardOrder, decode_root, packed_photo
 from flowers_pl.data.packed_pixels import PackedPixels
 from flowers_pl.data.packing import pack_folder
@@ -212,6 +212,12 @@ def test_a_review_is_of_the_files_that_were_packed(drawings: Path, tmp_path: Pat
     review = open_review(tmp_path / "review.csv", tmp_path / "pack", list_photos(tmp_path / "pack"))
     assert review.paths("exclude") == [seen]
     assert review.unused == {other: "is another file than the one that was reviewed"}
+
+
+def test_a_folder_to_predict_may_hold_any_index(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text('{"format": "of another program"}')
+    (tmp_path / "rose.png").write_bytes(b"")
+    assert list_pictures(tmp_path) == (tmp_path, ["index.json", "rose.png"])
 
 
 def test_a_pack_onto_a_full_disk_ends_with_a_sentence(

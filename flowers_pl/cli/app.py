@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 HELP = f"""usage: python -m flowers_pl {{{",".join(SUMMARIES)}}} [options]
+       python -m flowers_pl --version
 
 Transfer learning with MobileNetV2 on photos of flowers.
 

@@ -69,8 +69,9 @@ def forget_identity(settings: Namespace, run: Path, args: list[str]) -> None:
         settings.ckpt_path = None
     if given("--run_name", args) is None and settings.run_name == own.get("run_name"):
         settings.run_name = None
+    limits = own.get("trainer", {})
     for name, none in (("max_time", None), ("max_steps", -1)):
-        if given(f"--trainer.{name}", args) is None and settings.trainer[name] == own["trainer"].get(name):
+        if given(f"--trainer.{name}", args) is None and settings.trainer[name] == limits.get(name):
             settings.trainer[name] = none
 
 

@@ -47,7 +47,7 @@ def serve(
         max_pixels: most pixels that a picture may have; a JPEG of up to 12 times as many is read at a reduced
             scale.
         max_files: most pictures that a request may have.
-        max_requests: most requests under way at a time; half as many from one address.
+        max_requests: most classifications under way at a time; half as many from one address.
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise FlowersError(f"{missing[0]} must be installed for this; run: pip install 'flowers_pl[serve]'.")

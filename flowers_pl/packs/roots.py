@@ -92,7 +92,7 @@ def refuse_pack(root: str | os.PathLike[str], option: str) -> None:
     Raises:
         FlowersError: the folder is one.
     """
-    if Path(root).is_dir() and find_pack(root) is not None:
+    if _is_ours(Path(root) / INDEX):
         raise FlowersError(f"{option}: {str(root)!r} is a pack; give a folder of photos.")
 
 
