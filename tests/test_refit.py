@@ -23,6 +23,7 @@ from flowers_pl.core.names import CONFIG, KEY
 from flowers_pl.data.split import HEADER
 from flowers_pl.export.load import Exported
 from flowers_pl.runs.folder import rows_of, split_of
+from flowers_pl.runs.judgement import results_of
 from flowers_pl.runs.refit import read_refit
 from flowers_pl.runs.tables import read_table
 from flowers_pl.training.checkpoint_files import read_checkpoint
@@ -158,6 +159,9 @@ def test_the_card_has_the_figures_of_the_run_and_says_so(home: Path) -> None:
     exported, found = Exported.open(REFIT / "final.pt2"), FlowerClassifier.load(REFIT / "best.ckpt")
     assert exported.classes == found.classes
     assert "of 50 training images" in card
+    results = results_of(RUN / "best.ckpt")
+    assert results is not None
+    assert not {"checkpoint", "step", "model"} & set(results)  # a path, and what the file says beside them
 
 
 @pytest.mark.slow

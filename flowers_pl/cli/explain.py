@@ -29,7 +29,6 @@ from flowers_pl.training.checkpoint_files import newest_best, read_checkpoint
 from flowers_pl.training.classifier import FlowerClassifier
 
 log = logging.getLogger(__name__)
-SHOWN = 160  # pixels a side of a photo in the grid
 
 
 def explain(
@@ -101,6 +100,8 @@ def _to_explain(
 ) -> tuple[list[str], list[Tensor], Tensor, list[str | None]]:
     """Return names, photos for the figures (the first, or all, at their own size), photos for the model, and
     classes where they are known: those of the run's split, or of the folders that photos lie in."""
+    from flowers_pl.explain.figures import IN_GRID
+
     if images is None:
         placed, root = split_of(ckpt), folder_of(read_checkpoint(ckpt)[KEY]["data"]["root"])
         validating = [one for one in placed if one.side == (VAL if model.refit is None else TRAIN)]
@@ -116,7 +117,7 @@ def _to_explain(
     squares: list[Tensor] = []
     truths: list[str | None] = []
     for path, photo in itertools.islice(readable_photos(root, paths), most):
-        photos.append(photo if whole or not photos else resize_photo(photo, SHOWN))
+        photos.append(photo if whole or not photos else resize_photo(photo, IN_GRID))
         squares.append(resize_photo(photo, model.image_size))
         names.append(path)
         truths.append(label_of.get(path) or known.get(nfc((root / path).parent.name)))

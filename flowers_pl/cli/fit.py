@@ -184,9 +184,10 @@ def _train(made: Run) -> None:
             "%s: %s of this run came after it and will be retrained; %s resumes from the last one.",
             checkpoint, plural(later, "epoch"), made.folder / LAST,
         )  # fmt: skip
-    for logger in trainer.loggers:
-        if checkpoint is not None and isinstance(logger, EpochTable):
-            logger.forget_after(read_checkpoint(checkpoint)["epoch"])
+    if checkpoint is not None:
+        epoch = read_checkpoint(checkpoint)["epoch"]
+        for table in (logger for logger in trainer.loggers if isinstance(logger, EpochTable)):
+            table.forget_after(epoch)
     best = next((one for one in trainer.checkpoint_callbacks if isinstance(one, RunCheckpoints)), None)
     try:
         trainer.fit(made.model, datamodule=made.data, ckpt_path=checkpoint, weights_only=True)

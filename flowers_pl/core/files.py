@@ -221,11 +221,15 @@ def csv_text(cell: object) -> object:
     """Return what `write_csv` writes for a cell, before the quotes that commas, quotes and breaks need."""
     if not isinstance(cell, str):
         return cell
-    return ("'" if cell.lstrip("'").startswith(FORMULA) else "") + escape_bytes(cell)
+    return ("'" if _is_formula(cell) else "") + escape_bytes(cell)
+
+
+def _is_formula(cell: str) -> bool:
+    return cell.lstrip("'").startswith(FORMULA)
 
 
 def _unquoted(cell: str) -> str:
-    return unescape_bytes(cell[1:] if cell[:1] == "'" and cell.lstrip("'").startswith(FORMULA) else cell)
+    return unescape_bytes(cell[1:] if cell.startswith("'") and _is_formula(cell) else cell)
 
 
 def write_json(file: Path, content: Any) -> None:

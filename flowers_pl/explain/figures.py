@@ -26,6 +26,7 @@ HEAT_MEANS = "evidence for the class (1: the strongest in this photo)"
 STRIP = 256  # rows of a photo that are coloured at a time
 DISPLAYED = 1600  # pixels of the longer side of a photo in a figure
 ROWS = 50  # of a grid, one for each class
+IN_GRID = 160  # pixels a side of a photo there
 HEAT = "turbo"  # blue is cold and red is hot, as readers of heat maps expect; smoother than jet
 
 
@@ -160,7 +161,7 @@ def _choose_for_row(photos: Sequence[Explained], columns: int) -> list[Explained
 
 def _side_by_side(explained: Explained) -> np.ndarray:
     """Return a photo and its overlay, squashed so that rows are even: uint8 (160, 326, 3)."""
-    photo = resize_photo(explained.photo, 160)
+    photo = resize_photo(explained.photo, IN_GRID)
     gap = np.full((160, 6, 3), 255, np.uint8)
     return np.hstack([photo.permute(1, 2, 0).numpy(), gap, overlay(photo, explained.heat)])
 

@@ -34,7 +34,7 @@ def is_of(found: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
 
 def results_of(ckpt: Path) -> dict[str, Any] | None:
     """Return how a checkpoint was evaluated, by `test` or else at the end of its run: the numbers for a card,
-    and what they were measured on; None where that is not known."""
+    and what they were measured on, without the path of the checkpoint; None where that is not known."""
     folder, identity = ckpt.parent, identity_of(read_checkpoint(ckpt))
     tested = read_known(folder / TEST_JSON, judged=str, photos=int)
     exported = read_known(folder / EXPORTS, step=int, files=dict)
@@ -43,7 +43,8 @@ def results_of(ckpt: Path) -> dict[str, Any] | None:
             return {
                 name: value
                 for name, value in results.items()
-                if name == "intervals" or isinstance(value, str | int | float)
+                if name == "intervals"
+                or (isinstance(value, str | int | float) and name not in ("checkpoint", *IDENTITY))
             }
     return None
 
